@@ -1,0 +1,1 @@
+"""The orchestration of S3TA experiments: sweeps, training and attacks on Ray, tracked in MLflow."""

@@ -1,0 +1,127 @@
+"""The command `s3ta`. Heavy imports wait until a command needs them: --help is instant."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from s3ta.errors import UserError
+
+if TYPE_CHECKING:
+    from s3ta_platform.plan import Plan
+
+app = typer.Typer(
+    help="Adversarially robust image classifiers with sequential attention: "
+    "train, attack and compare them from one YAML file.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+File = Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings to change, such as train.epochs=2.", show_default=False),
+]
+Results = Annotated[str, typer.Option(help="The results root.", envvar="S3TA_RESULTS")]
+Tracking = Annotated[
+    str,
+    typer.Option(
+        help="MLflow's address; by default a sqlite file below the results root.",
+        envvar="S3TA_TRACKING",
+    ),
+]
+
+
+def _plan(file: Path, overrides: list[str] | None) -> "Plan":
+    from s3ta_platform.compose import compose
+    from s3ta_platform.plan import make_plan
+
+    return make_plan(compose(file, overrides or []))
+
+
+@app.command()
+def run(file: File, overrides: Overrides = None) -> None:
+    """Run an experiment file: train, attack, log, report. Does only what is not stored yet."""
+    from s3ta_platform.run import run as run_plan
+
+    raise typer.Exit(run_plan(_plan(file, overrides)))
+
+
+@app.command()
+def plan(file: File, overrides: Overrides = None) -> None:
+    """Show what would run and what is done already. Starts nothing."""
+    from rich.console import Console
+
+    from s3ta_platform.show_plan import show_plan
+
+    show_plan(Console(), _plan(file, overrides))
+
+
+@app.command()
+def report(file: File, overrides: Overrides = None) -> None:
+    """Make the report of an experiment file anew from its stored results."""
+    from s3ta_platform.run import report as report_plan
+
+    raise typer.Exit(report_plan(_plan(file, overrides)))
+
+
+@app.command()
+def ui(
+    results: Results = "results",
+    tracking: Tracking = "",
+    port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000,
+) -> None:
+    """Open MLflow's pages over the results, on this machine only."""
+    from s3ta_platform.places import tracking_address
+    from s3ta_platform.tracking_ui import ui_command, ui_environment
+
+    argv = ui_command(tracking_address(tracking, results), None, port=port)
+    typer.echo(f"MLflow is on http://127.0.0.1:{port} - stop it with Ctrl-C.")
+    typer.echo("The last run printed the link to its compare view; it is in its report, too.")
+    os.execve(argv[0], argv, ui_environment())
+
+
+@app.command()
+def doctor(results: Results = "results", tracking: Tracking = "") -> None:
+    """Check Python, torch, Ray, MLflow, storage and disk: each line is ok or says the remedy."""
+    from s3ta_platform.doctor import examine
+
+    raise typer.Exit(examine(results, tracking))
+
+
+@data_app.command("import")
+def import_data(
+    name: Annotated[str, typer.Argument(help="Only fashion-mnist so far.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="A folder of IDX files or a base URL; by default whatever is at hand."
+        ),
+    ] = None,
+    to: Annotated[Path, typer.Option(help="Where the Parquet files go.")] = Path(
+        "datasets/fashion_mnist"
+    ),
+) -> None:
+    """Bring a data set into the form that experiments read."""
+    if name != "fashion-mnist":
+        raise UserError(f"{name!r} is not a data set that can be imported: use fashion-mnist.")
+    from s3ta_platform.import_data import import_with_progress
+
+    import_with_progress(source, to)
+
+
+def main() -> None:
+    """Entry point: what is the user's to mend becomes one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"s3ta: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("s3ta: stopped. The same command goes on where this one ended.", err=True)
+        sys.exit(130)

@@ -1,0 +1,62 @@
+"""From the storage to the input of tables and figures. Computes nothing that a shard did."""
+
+from collections.abc import Mapping
+
+from s3ta_platform.gallery import read_gallery
+from s3ta_platform.plan import Plan, TrialPlan
+from s3ta_platform.record import plain
+from s3ta_platform.results import SweepResult, TrialResult
+from s3ta_platform.rows import merge_rows
+from s3ta_platform.shards import plan_portraits, plan_shards
+from s3ta_platform.storage import Storage
+from s3ta_platform.trials import read_history, read_trained
+
+
+def collect(
+    plan: Plan,
+    run_ids: Mapping[str, str | None],
+    failed: Mapping[str, str],
+    places: Mapping[str, str],
+) -> SweepResult:
+    """All complete trials of a sweep; `run_ids` by trial key, `failed` by trial name."""
+    storage = plan.storage
+    trials = [collect_trial(storage, t, run_ids.get(t.key)) for t in plan.trials]
+    done = [t for t in trials if t is not None]
+    return SweepResult(
+        name=plan.experiment.name,
+        title=plan.experiment.about.title or plan.experiment.name,
+        claim=plan.experiment.about.claim,
+        class_names=plan.class_names,
+        images=len(plan.trials[0].test_ids),
+        trials=done,
+        failed=dict(failed),
+        places=dict(places),
+    )
+
+
+def collect_trial(storage: Storage, plan: TrialPlan, run_id: str | None) -> TrialResult | None:
+    """One trial's results; None unless every shard is there."""
+    trained = read_trained(storage, plan.key)
+    if trained is None:
+        return None
+    job = plan.evaluation(trained)
+    shards = plan_shards(job, plan.test_ids)
+    stored = set(storage.list("evaluations/"))
+    if any(shard.name not in stored for shard in shards):
+        return None
+    portraits = plan_portraits(job, plan.test_ids)
+    shown = portraits is not None and storage.exists(portraits.name)
+    settings = plan.experiment
+    return TrialResult(
+        key=plan.key,
+        name=plan.name,
+        parameters=trained.parameters,
+        unroll=settings.model.unroll if settings.model.attention is not None else None,
+        settings={
+            name: plain(getattr(settings, name)) for name in ("model", "train", "data", "evaluate")
+        },
+        history=read_history(storage, plan.key),
+        rows=merge_rows(storage, ((shard.attack, shard.name) for shard in shards)),
+        gallery=read_gallery(storage, portraits) if portraits and shown else None,
+        run_id=run_id,
+    )

@@ -1,0 +1,24 @@
+"""Where tensors live. Imports torch only when a device other than the CPU is asked for."""
+
+from s3ta.errors import UserError
+
+
+def resolve_device(name: str) -> str:
+    """`cpu`, `cuda`, or what `auto` means here; UserError if it is asked for and absent."""
+    if name == "cpu":
+        return name
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"cluster.device is {name!r}, but torch sees no CUDA device. "
+            "Set cluster.device=cpu, or install a CUDA build of torch on a machine with a GPU."
+        )
+    return name
+
+
+def device_class(device: str, threads: int) -> str:
+    """Names the arithmetic in content keys: across these, results may differ in the last bit."""
+    return f"cpu-{threads}" if device == "cpu" else device

@@ -1,0 +1,86 @@
+"""The two jobs of a trial, as plain settings that travel to workers. Imports no torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from s3ta.draws import Key, Purpose
+from s3ta.settings import ModelSettings, TrainSettings
+from s3ta.trajectory import Trajectory
+from s3ta_platform.data import ParquetImages
+from s3ta_platform.record import RESULT_VERSION, content_key
+from s3ta_platform.schema import DataSettings, EvaluateSettings
+
+Ids = npt.NDArray[np.int64]
+
+ATTACK_DTYPE = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """One model to be trained."""
+
+    key: str
+    model: ModelSettings
+    train: TrainSettings
+    data: DataSettings
+    classes: int
+    root: str
+    """Of the results."""
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """One trained model and what it has to stand; can be pickled."""
+
+    trial: str
+    model: ModelSettings
+    model_digest: str
+    checkpoint_step: int
+    data: DataSettings
+    test_digest: str
+    """Names the content of the test files."""
+    classes: int
+    evaluate: EvaluateSettings
+    root: str
+    """Of the results."""
+    threads: int
+    device: str
+    """Resolved: `cpu` or `cuda`."""
+    device_class: str
+
+    def key(self, trajectory: Trajectory, image_ids: tuple[int, ...]) -> str:
+        """The content key of this model, attacked so, on these images."""
+        return content_key(
+            result_version=RESULT_VERSION,
+            model=self.model_digest,
+            trajectory=trajectory,
+            image_ids=image_ids,
+            images={"digest": self.test_digest, "image_size": self.data.image_size},
+            seed=self.evaluate.seed,
+            tile=self.evaluate.tile,
+            dtype=ATTACK_DTYPE,
+            device=self.device_class,
+        )
+
+
+def open_images(location: str, data: DataSettings, model: ModelSettings) -> ParquetImages:
+    """The images at a location, with as many channels as the model takes."""
+    return ParquetImages(
+        location,
+        channels=3 if model.channels == 3 else 1,
+        size=data.image_size,
+        classes=data.classes,
+    )
+
+
+def training_ids(ids_N: Ids, data: DataSettings) -> Ids:
+    """The images trained on: all, or the first of a permutation drawn from the subset's seed."""
+    if data.train_images is None:
+        return ids_N
+    order = Key(data.subset_seed, Purpose.SUBSET).permutation(len(ids_N))
+    chosen: Ids = ids_N[order[: data.train_images]]
+    return chosen

@@ -1,0 +1,107 @@
+"""What a sweep leaves in MLflow. Everything is read from the storage, so it can be said again.
+
+Robust accuracy is a series whose step is the number of attack steps: overlaying runs in MLflow's
+compare view is then the paper's Figure 3, and attack success its Figure 5.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from s3ta_platform.collect import collect_trial
+from s3ta_platform.plan import Plan, TrialPlan
+from s3ta_platform.record import content_key, plain
+from s3ta_platform.results import TrialResult
+from s3ta_platform.tables import summarise
+from s3ta_platform.tracking import Point, RunId, Status, Tracker
+from s3ta_platform.trials import read_history
+
+TRAINING_SERIES = ("loss", "adversarial_top1", "learning_rate")
+
+
+class Publisher:
+    """Writes the runs of one sweep; every method may be called again and adds nothing twice."""
+
+    def __init__(self, tracker: Tracker, plan: Plan) -> None:
+        self.tracker, self.plan, self.storage = tracker, plan, plan.storage
+        name = plan.experiment.name
+        # Two results roots may use one tracking store: their sweeps of one name are two.
+        self.sweep: RunId = tracker.sweep_run(
+            name, {"s3ta.sweep_key": content_key(name=name, root=self.storage.root), "sweep": name}
+        )
+        self.run_ids: dict[str, RunId] = {}
+
+    def start_trial(self, trial: TrialPlan) -> None:
+        """The trial's one run: made, or found again."""
+        e = trial.experiment
+        tags = {
+            "sweep": self.plan.experiment.name,
+            "model": trial.name,
+            "config_key": trial.key,
+            "train_pgd_steps": str(e.train.attack.steps),
+        }
+        if e.model.attention is not None:
+            tags["unroll"] = str(e.model.unroll)
+        params = {
+            "model": trial.name,
+            "unroll": e.model.unroll,
+            "train_pgd_steps": e.train.attack.steps,
+            "train_epsilon_255": e.train.attack.epsilon_255,
+            "epochs": e.train.epochs,
+            "batch": e.train.batch,
+            "learning_rate": e.train.learning_rate,
+            "seed": e.train.seed,
+        }
+        self.run_ids[trial.key] = self.tracker.trial_run(
+            self.storage,
+            trial.key,
+            parent=self.sweep,
+            name=trial.name,
+            tags=tags,
+            params=params,
+        )
+
+    def training(self, trial: TrialPlan) -> None:
+        """The training curve up to the last checkpoint, with the times of its points."""
+        points = [
+            Point(f"train/{name}", point[name], int(point["step"]), int(point["time"] * 1000))
+            for point in read_history(self.storage, trial.key)
+            for name in TRAINING_SERIES
+        ]
+        self.tracker.log_series(self.run_ids[trial.key], points)
+
+    def evaluation(self, trial: TrialPlan) -> None:
+        """Accuracies, if every shard is there."""
+        result = collect_trial(self.storage, trial, None)
+        if result is not None:
+            points, scalars = _accuracies(result)
+            self.tracker.log_series(self.run_ids[trial.key], points)
+            self.tracker.log_table_scalars(self.run_ids[trial.key], scalars)
+
+    def finish_trial(self, trial: TrialPlan, status: Status) -> None:
+        """Everything there is, and the true status."""
+        self.training(trial)
+        self.evaluation(trial)
+        run_id = self.run_ids[trial.key]
+        self.tracker.log_dict(run_id, plain(trial.experiment), "config.yaml")
+        self.tracker.finish(run_id, status)
+
+    def finish(self, report: Path | None, figures: list[Path], status: Status) -> None:
+        """The sweep's own run: report and figures."""
+        if report is not None:
+            self.tracker.log_artifact(self.sweep, report)
+        for figure in figures:
+            self.tracker.log_artifact(self.sweep, figure, "figures")
+        self.tracker.finish(self.sweep, status)
+
+
+def _accuracies(result: TrialResult) -> tuple[list[Point], Mapping[str, float]]:
+    summary, now = summarise(result), int(time.time() * 1000)
+    points, scalars = [], {"parameters": float(result.parameters)}
+    scalars["eval/nominal"] = summary.nominal.value
+    for reading in summary.readings:
+        for measure, share in (("top1", reading.top1), ("attack_success", reading.success)):
+            series = f"eval/{reading.attack}/{measure}"
+            points.append(Point(series, share.value, reading.steps, now))
+            scalars[f"{series}_at_{reading.steps}"] = share.value
+    return points, scalars

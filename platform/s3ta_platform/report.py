@@ -1,0 +1,156 @@
+"""A sweep as a self-contained HTML page, with figures as PNG and numbers as CSV beside it."""
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from s3ta.errors import UserError
+from s3ta_platform.drawing import DPI, Drawing
+from s3ta_platform.figures import accuracy_against_steps, learning_curves, success_against_steps
+from s3ta_platform.pictures import attention_maps, image_grids
+from s3ta_platform.results import SweepResult, TrialResult
+from s3ta_platform.tables import (
+    Share,
+    Summary,
+    attack_title,
+    csv_text,
+    has_own_step_size,
+    reading_keys,
+    short_count,
+    summarise,
+)
+
+SMALL_SAMPLE = 1000
+"""Below this many images the page calls its numbers indicative."""
+
+
+def write_report(sweep: SweepResult, folder: Path) -> Path:
+    """Write `report.html`, `table.csv` and `figures/*.png`; returns the page's path.
+
+    The page appears last, so where it is the rest is too. Each file replaces an older one whole.
+    """
+    summaries = [summarise(trial) for trial in sweep.trials]
+    numbers = _number_figures(sweep, summaries)
+    pictures = image_grids(sweep.trials, sweep.class_names)
+    maps = [attention_maps(trial, sweep.class_names) for trial in sweep.trials]
+    attention = [drawing for drawing in maps if drawing is not None]
+    curves = [_own_curve(trial, place) for place, trial in enumerate(sweep.trials)]
+    every = [*numbers, *pictures, *attention, *(curve for curve in curves if curve is not None)]
+    sections: dict[str, Sequence[Any]] = {
+        "numbers": numbers,
+        "pictures": pictures,
+        "attention": attention,
+        "curves": curves,
+    }
+    page = _page(sweep, summaries, sections)
+    try:
+        for drawing in every:
+            _replace(folder / "figures" / f"{drawing.name}.png", drawing.png)
+        _replace(folder / "table.csv", csv_text(sweep).encode())
+        _replace(folder / "report.html", page.encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write the report to {folder} ({error.strerror}): "
+            "give a folder that can be written and has free space"
+        ) from error
+    return folder / "report.html"
+
+
+def _number_figures(sweep: SweepResult, summaries: Sequence[Summary]) -> list[Drawing]:
+    attacks = dict.fromkeys(attack for attack, steps in reading_keys(summaries) if steps > 0)
+    against = [
+        draw(summaries, attack)
+        for attack in attacks
+        for draw in (accuracy_against_steps, success_against_steps)
+    ]
+    curves = learning_curves(sweep.trials)
+    return [*against, *([curves] if curves else [])]
+
+
+def _own_curve(trial: TrialResult, place: int) -> Drawing | None:
+    return learning_curves([trial], name=f"learning_curve-{trial.key}", first_look=place)
+
+
+def _page(
+    sweep: SweepResult, summaries: Sequence[Summary], sections: Mapping[str, Sequence[Any]]
+) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "attack_title": attack_title,
+        "short_count": short_count,
+        "embedded": _embedded,
+        "bar": _bar,
+        "settings": _settings,
+    }
+    keys = reading_keys(summaries)
+    return environment.get_template("report.html").render(
+        sweep=sweep,
+        summaries=summaries,
+        keys=keys,
+        attacks=_grouped(keys),
+        own_steps=sorted({steps for attack, steps in keys if has_own_step_size(attack, steps)}),
+        untargeted=any(not r.targeted for s in summaries for r in s.readings),
+        half_width=_widest(summaries),
+        small=sweep.images < SMALL_SAMPLE,
+        **sections,
+    )
+
+
+def _grouped(keys: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
+    """The steps at which each attack was read."""
+    return {attack: [n for name, n in keys if name == attack] for attack, _ in keys}
+
+
+def _widest(summaries: Sequence[Summary]) -> float:
+    """Half the widest interval of the table, in percentage points."""
+    shares = [s.nominal for s in summaries]
+    shares += [share for s in summaries for r in s.readings for share in (r.top1, r.success)]
+    intervals = [share.interval for share in shares if share.total]
+    return max((50 * (high - low) for low, high in intervals), default=0.0)
+
+
+def _embedded(drawing: Drawing) -> dict[str, Any]:
+    """What an <img> needs: its source, and its size in CSS pixels so that nothing jumps."""
+    width, height = (int.from_bytes(drawing.png[at : at + 4], "big") for at in (16, 20))
+    source = "data:image/png;base64," + base64.b64encode(drawing.png).decode()
+    return {"src": source, "width": width * 96 // DPI, "height": height * 96 // DPI}
+
+
+def _bar(share: Share) -> str:
+    """The place of value and interval on a track of 100 %, as CSS variables."""
+    low, high = share.interval
+    return f"--low:{100 * low:.1f}%;--high:{100 * high:.1f}%;--value:{100 * share.value:.1f}%"
+
+
+def _settings(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Nested settings as `train.epsilon_255=25.5` lines, the way an override is written."""
+    lines: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            lines += _settings(value, f"{prefix}{name}.")
+        else:
+            words = value if isinstance(value, str) else json.dumps(value, default=str)
+            lines.append(f"{prefix}{name}={words}")
+    return lines
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write the file under another name first, so that nobody ever reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

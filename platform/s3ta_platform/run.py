@@ -1,0 +1,179 @@
+"""`s3ta run`: do what the plan misses, log it, report. `s3ta report`: only the report."""
+
+import shlex
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from s3ta.errors import UserError
+from s3ta_platform.collect import collect
+from s3ta_platform.events import Emit, Event, Phase
+from s3ta_platform.live import Display, only_ours
+from s3ta_platform.places import command, log_file, report_folder, tracking_address
+from s3ta_platform.plan import Plan, TrialPlan, trial_state
+from s3ta_platform.publish import Publisher
+from s3ta_platform.report import write_report
+from s3ta_platform.results import SweepResult
+from s3ta_platform.schema import Executor
+from s3ta_platform.tables import terminal_table
+from s3ta_platform.tracking import open_tracker
+from s3ta_platform.tracking_ui import compare_url
+
+UI_ADDRESS = "http://127.0.0.1:5000"
+
+RunTrials = Callable[[list[TrialPlan], Emit], dict[str, str]]
+"""Runs trials; gives the errors of those that failed, by key."""
+
+
+def run(plan: Plan) -> int:
+    """Run an experiment to its report; gives the exit code: 0, or 1 if a trial failed."""
+    plan.storage.check_writable()
+    log = log_file(plan.experiment)
+    with only_ours(log) as console:
+        started = time.monotonic()
+        todo = [t for t in plan.trials if not trial_state(plan.storage, t).complete]
+        _say_what_comes(console, plan, todo)
+        publisher = _open_publisher(plan)
+        failed = _run_missing(plan, todo, publisher, console, log) if todo else {}
+        for trial in plan.trials:
+            publisher.finish_trial(trial, "FAILED" if trial.key in failed else "FINISHED")
+        result = _report(plan, publisher, failed)
+        _say_results(console, plan, result, publisher, log, time.monotonic() - started)
+    return 1 if failed else 0
+
+
+def report(plan: Plan) -> int:
+    """Make the report anew from what is stored; exit code 1 if a trial is not complete."""
+    missing = {
+        t.key: f"not complete; {command('run')} FILE does the rest"
+        for t in plan.trials
+        if not trial_state(plan.storage, t).complete
+    }
+    log = log_file(plan.experiment)
+    with only_ours(log) as console:
+        publisher = _open_publisher(plan)
+        result = _report(plan, publisher, missing)
+        _say_results(console, plan, result, publisher, log, None)
+    return 1 if missing else 0
+
+
+def _open_publisher(plan: Plan) -> Publisher:
+    e = plan.experiment
+    store = tracking_address(e.tracking.store, e.results)
+    publisher = Publisher(open_tracker(store, None, e.tracking.experiment), plan)
+    for trial in plan.trials:
+        publisher.start_trial(trial)
+    return publisher
+
+
+def _report(plan: Plan, publisher: Publisher, failed: dict[str, str]) -> SweepResult:
+    names = {t.key: t.name for t in plan.trials}
+    by_name = {names[key]: error for key, error in failed.items()}
+    folder = report_folder(plan.experiment)
+    places = _places(plan, publisher)
+    result = collect(plan, publisher.run_ids, by_name, places)
+    page = write_report(result, folder)
+    figures = sorted((folder / "figures").glob("*.png"))
+    publisher.finish(page, figures, "FAILED" if failed else "FINISHED")
+    return result
+
+
+def _places(plan: Plan, publisher: Publisher) -> dict[str, str]:
+    """Where everything is, and the commands that look further, as they can be pasted."""
+    e = plan.experiment
+    folder = report_folder(e)
+    option = "" if e.results == "results" else f" --results {shlex.quote(e.results)}"
+    places = {
+        "report": str(folder / "report.html"),
+        "figures": str(folder / "figures"),
+        "checkpoints": f"{plan.storage.root}/trials",
+        "per-example results": f"{plan.storage.root}/evaluations",
+    }
+    if not e.tracking.store:
+        places["compare in MLflow"] = command(f"ui{option}")
+    run_ids = [run_id for run_id in publisher.run_ids.values() if run_id]
+    if e.tracking.store != "none" and run_ids:
+        base = e.tracking.store if e.tracking.store.startswith("http") else UI_ADDRESS
+        places["then open"] = compare_url(base, publisher.tracker.experiment_id, run_ids)
+    if not e.results.startswith("s3://"):
+        places["start afresh"] = f"rm -r {shlex.quote(e.results)}"
+    return places
+
+
+def _run_missing(
+    plan: Plan, todo: list[TrialPlan], publisher: Publisher, console: Console, log: Path
+) -> dict[str, str]:
+    by_key = {t.key: t for t in plan.trials}
+    writing = threading.Lock()
+    with Display(console, {t.key: t.name for t in plan.trials}) as display:
+
+        def emit(event: Event) -> None:
+            display(event)
+            if event.durable:
+                write = publisher.training if event.phase is Phase.train else publisher.evaluation
+                with writing:
+                    write(by_key[event.trial])
+
+        return _runner(plan, console, log)(todo, emit)
+
+
+def _runner(plan: Plan, console: Console, log: Path) -> RunTrials:
+    if plan.experiment.cluster.executor is Executor.inline:
+        return _run_inline
+    from s3ta_platform.sweep import run_on_ray  # Ray is imported only where it is used
+
+    console.print("[dim]starting Ray[/]" if plan.experiment.cluster.address == "local" else "")
+    return lambda todo, emit: run_on_ray(todo, plan.experiment.cluster, emit, log)
+
+
+def _run_inline(todo: list[TrialPlan], emit: Emit) -> dict[str, str]:
+    from s3ta_platform.trial import Inline, run_trial
+
+    failed = {}
+    for trial in todo:
+        try:
+            run_trial(trial, Inline(), emit)
+        except (UserError, RuntimeError) as error:  # one trial's failure does not end the sweep
+            failed[trial.key] = str(error)
+    return failed
+
+
+def _say_what_comes(console: Console, plan: Plan, todo: list[TrialPlan]) -> None:
+    e = plan.experiment
+    console.print(f"[bold]{e.about.title or e.name}[/]")
+    if e.about.claim:
+        console.print(e.about.claim, style="dim")
+    done = len(plan.trials) - len(todo)
+    if not todo:
+        console.print(f"Nothing to compute: all {done} trials are stored in {e.results}.")
+    elif done:
+        console.print(f"{done} of {len(plan.trials)} trials are stored already; doing the rest.")
+
+
+def _say_results(
+    console: Console,
+    plan: Plan,
+    result: SweepResult,
+    publisher: Publisher,
+    log: Path,
+    seconds: float | None,
+) -> None:
+    console.print()
+    console.print(terminal_table(result))
+    for name, error in result.failed.items():
+        console.print(f"[red]{name} failed:[/] {error}", highlight=False)
+    width = max(map(len, result.places))
+    for label, place in result.places.items():
+        console.print(f"[bold]{label:{width}}[/]  {place}", highlight=False, soft_wrap=True)
+    if publisher.tracker.missing:
+        console.print(
+            f"[yellow]{len(publisher.tracker.missing)} things could not be written to MLflow[/] "
+            f"(first: {publisher.tracker.missing[0]}); running the same command again adds them."
+        )
+    if result.failed:
+        console.print(f"What Ray and the libraries said: {log}", highlight=False)
+    if seconds is not None:
+        console.print(f"done in {seconds / 60:.1f} minutes", style="dim")

@@ -1,0 +1,187 @@
+"""The dataclasses that an experiment file becomes.
+
+Checks of single values live in `__post_init__`; after composition nothing is a DictConfig any more.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from s3ta.settings import AttackSettings, ModelSettings, TrainSettings, require
+
+
+class Executor(Enum):
+    """Where jobs run: in this process, one after the other, or on a Ray cluster."""
+
+    inline = "inline"
+    ray = "ray"
+
+
+@dataclass(kw_only=True)
+class About:
+    """What the experiment is for: its record, and the report's words."""
+
+    title: str = ""
+    claim: str = ""
+    source: str = ""
+    """Table or figure of the paper."""
+    hardware: str = ""
+    hours: str = ""
+    expected: str = ""
+    obtained: str = "not run"
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """Parquet files of encoded images: a file, a folder, a glob, or `sample:` for ours."""
+
+    train: str = "???"
+    test: str = "???"
+    train_images: int | None = None
+    """Train on that many images, drawn once from `subset_seed`; all by default."""
+    subset_seed: int = 0
+    classes: int | None = None
+    """Only for files that do not name their classes."""
+    image_size: int | None = None
+    """Side in pixels after resizing and cropping; None where all images have one size."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_images", "classes", "image_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"data.{name}", value, "at least 1, or null")
+        require(self.subset_seed >= 0, "data.subset_seed", self.subset_seed, "at least 0")
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings:
+    """The attacks that every trained model has to stand, and on what."""
+
+    attacks: dict[str, AttackSettings] = field(default_factory=dict)
+    images: int | None = None
+    """Attack that many test images, drawn once from `seed`; all by default."""
+    seed: int = 1
+    """Of the images drawn, the targets and the starts; models share them."""
+    tile: int = 32
+    """Images computed together: a part of the result, unlike `shard_images`."""
+    shard_images: int = 64
+    """Images per job."""
+    gallery_images: int = 6
+    """Images kept whole for the report, before and after the attack."""
+
+    def __post_init__(self) -> None:
+        for name in ("tile", "shard_images"):
+            value = getattr(self, name)
+            require(value >= 1, f"evaluate.{name}", value, "at least 1")
+        require(
+            self.images is None or self.images >= 1, "evaluate.images", self.images, "at least 1"
+        )
+        require(0 <= self.seed < 2**63, "evaluate.seed", self.seed, "from 0 to 2^63 - 1")
+        require(
+            self.gallery_images >= 0, "evaluate.gallery_images", self.gallery_images, "at least 0"
+        )
+        names = [attack.name for attack in self.attacks.values()]
+        require(
+            len(set(names)) == len(names),
+            "evaluate.attacks",
+            names,
+            "without two entries that differ only in their readings (put them into one list)",
+        )
+
+
+@dataclass(kw_only=True)
+class SweepSettings:
+    """What is varied: a grid's product, or a list of points; keys as on a command line.
+
+    Without either the file describes one trial.
+    """
+
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    points: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.grid and self.points),
+            "sweep",
+            {"grid": self.grid, "points": self.points},
+            "either a grid or points, not both",
+        )
+        for key, values in self.grid.items():
+            require(bool(values), f"sweep.grid.{key}", values, "a list of at least one value")
+
+
+@dataclass(kw_only=True)
+class ClusterSettings:
+    """Where and with how much work is done. Nothing here changes a result except `threads`."""
+
+    executor: Executor = Executor.ray
+    address: str = "local"
+    """`local` starts Ray on this machine; `auto` or host:port joins a cluster."""
+    cpus: int | None = None
+    """Logical CPUs of a local Ray; the machine's by default."""
+    train_workers: int = 1
+    """Workers per trial; at most the microbatches of a step."""
+    evaluate_workers: int = 2
+    """Workers per evaluation."""
+    gpus_per_worker: float = 0.0
+    threads: int = 1
+    """Per worker. Pinned, for kernels may round differently with another number."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, or `auto`: cuda where there is one."""
+    attempts: int = 3
+    """How often work that lost its worker is tried."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_workers", "evaluate_workers", "threads", "attempts"):
+            value = getattr(self, name)
+            require(value >= 1, f"cluster.{name}", value, "at least 1")
+        require(self.cpus is None or self.cpus >= 1, "cluster.cpus", self.cpus, "at least 1")
+        require(
+            self.gpus_per_worker >= 0, "cluster.gpus_per_worker", self.gpus_per_worker, "at least 0"
+        )
+        require(
+            self.device in ("cpu", "cuda", "auto"),
+            "cluster.device",
+            self.device,
+            "one of cpu, cuda, auto",
+        )
+
+
+@dataclass(kw_only=True)
+class TrackingSettings:
+    """MLflow. By default a sqlite file and local artifacts below the results root, no server."""
+
+    store: str = "${oc.env:S3TA_TRACKING,''}"
+    """Empty for the default, an `sqlite:///` or `http://` address, or `none`."""
+    experiment: str = "s3ta"
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """One experiment file, composed."""
+
+    name: str = "???"
+    about: About = field(default_factory=About)
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    results: str = "${oc.env:S3TA_RESULTS,results}"
+    """Results root: a folder, or s3://bucket/prefix."""
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name),
+            "name",
+            self.name,
+            "made of letters, digits, '-', '_' and '.' (it names a folder)",
+        )
+        require(
+            self.cluster.train_workers <= self.train.microbatches,
+            "cluster.train_workers",
+            self.cluster.train_workers,
+            f"at most the {self.train.microbatches} microbatches of a step "
+            "(train.batch / train.microbatch)",
+        )

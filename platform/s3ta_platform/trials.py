@@ -1,0 +1,58 @@
+"""Where a trial's files lie, and the record that says it is trained. Imports no torch."""
+
+import json
+from dataclasses import dataclass
+
+from s3ta.errors import UserError
+from s3ta_platform.storage import NotStored, Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trial whose training has ended."""
+
+    step: int
+    model_digest: str
+    """Names the settings and all weights of the deployed model."""
+    parameters: int
+
+
+def trial_folder(key: str) -> str:
+    return f"trials/{key}"
+
+
+def checkpoint_prefix(key: str) -> str:
+    return f"{trial_folder(key)}/checkpoints"
+
+
+def trained_name(key: str) -> str:
+    return f"{trial_folder(key)}/trained.json"
+
+
+def read_trained(storage: Storage, key: str) -> Trained | None:
+    """The record of a trained trial, or None."""
+    name = trained_name(key)
+    try:
+        return Trained(**json.loads(storage.get(name)))
+    except NotStored:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{storage.uri(name)} is not the record of a trained model ({error}). "
+            "Delete that file: it is written anew from the last checkpoint."
+        ) from error
+
+
+def read_history(storage: Storage, key: str) -> list[dict[str, float]]:
+    """The training curve up to the last complete checkpoint."""
+    steps = checkpoint_steps(storage, key)
+    if not steps:
+        return []
+    history = storage.get(f"{checkpoint_prefix(key)}/{steps[-1]:010d}/history.json")
+    return json.loads(history)  # type: ignore[no-any-return]
+
+
+def checkpoint_steps(storage: Storage, key: str) -> list[int]:
+    """Steps of the complete checkpoints, rising."""
+    names = storage.list(f"{checkpoint_prefix(key)}/")
+    return [int(name.split("/")[-2]) for name in names if name.endswith("/manifest.json")]

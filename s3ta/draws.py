@@ -1,0 +1,72 @@
+"""Randomness that belongs to an image.
+
+Every draw is a function of (seed, purpose, image id, epoch, step) alone: the state of the
+counter-based generator Philox4x64 is built from them, so batch size, shards, workers, retries and
+resume change no draw. Only the raw bit stream is used, which numpy keeps stable for ever.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Purpose(IntEnum):
+    """What a draw is for. The numbers are part of every result: never reuse or renumber them."""
+
+    ORDER = 1
+    SUBSET = 2
+    FLIP = 3
+    TRAIN_TARGET = 4
+    TRAIN_NOISE = 5
+    TRAIN_COIN = 6
+    EVAL_TARGET = 7
+    EVAL_NOISE = 8
+    WEIGHTS = 9
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names a family of draws, one stream per image id. All numbers are in 0 .. 2^64 - 1."""
+
+    seed: int
+    purpose: Purpose
+    epoch: int = 0
+    step: int = 0
+
+    def bits(self, image_id: int, count: int) -> npt.NDArray[np.uint64]:
+        """`count` independent 64-bit words for one image."""
+        # The counter's lowest word numbers the blocks of one stream; the other three name it.
+        stream = np.random.Philox(
+            key=np.array([self.seed, int(self.purpose)], dtype=np.uint64),
+            counter=np.array([0, self.step, self.epoch, image_id], dtype=np.uint64),
+        )
+        return stream.random_raw(count)
+
+    def uniform(self, image_ids: Iterable[int], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Uniform on [0, 1) with 24 random bits, one `shape` per image: float32 (B, *shape)."""
+        count = int(np.prod(shape))
+        rows = [_unit_floats(self.bits(int(i), (count + 1) // 2), count) for i in image_ids]
+        return np.stack(rows).reshape(-1, *shape) if rows else np.zeros((0, *shape), np.float32)
+
+    def wrong_classes(
+        self, image_ids: Iterable[int], labels: npt.ArrayLike, classes: int
+    ) -> npt.NDArray[np.int64]:
+        """A class per image, uniform over the `classes - 1` that are not its label: int64 (B,)."""
+        if classes < 2:
+            raise ValueError(f"{classes} classes: a wrong class needs at least 2")
+        words = [int(self.bits(int(i), 1)[0]) for i in image_ids]
+        # Multiply-shift maps a 64-bit word to 0 .. classes - 2 with a bias below 2^-50.
+        drawn = np.array([(w * (classes - 1)) >> 64 for w in words], dtype=np.int64)
+        return drawn + (drawn >= np.asarray(labels, dtype=np.int64))
+
+    def permutation(self, count: int) -> npt.NDArray[np.int64]:
+        """A permutation of 0 .. count - 1."""
+        return np.argsort(self.bits(0, count), kind="stable").astype(np.int64)
+
+
+def _unit_floats(words: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.float32]:
+    halves = words.astype("<u8", copy=False).view("<u4")[:count]
+    return (halves >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)

@@ -1,0 +1,176 @@
+"""One adversarial training step, cut into microbatches that any number of workers may share.
+
+A step's images are a fixed list of microbatches. BatchNorm normalises one microbatch; gradients and
+BatchNorm statistics of all of them are added in float64, over all workers, and divided once. So the
+number of workers changes how long a step takes, not what it computes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from s3ta.attacks import PGD, frozen
+from s3ta.draws import Key, Purpose
+from s3ta.evaluation import Batch, to_unit
+from s3ta.objective import cross_entropy
+from s3ta.settings import Augmentation, Goal, TrainSettings
+from s3ta.trajectory import training_trajectory
+from s3ta.vision import batchnorms
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where training is: the name of all draws of a step."""
+
+    epoch: int
+    step: int
+    """Counted over the whole training."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step over the whole batch saw."""
+
+    loss: float
+    """Mean training loss, smoothed as configured, on the attacked images."""
+    adversarial_top1: float
+    """Share of the attacked images classified rightly, in training mode."""
+
+
+def epoch_order(image_ids: Ids, settings: TrainSettings, epoch: int) -> Ids:
+    """The ids in the order of one epoch."""
+    order = Key(settings.seed, Purpose.ORDER, epoch=epoch).permutation(len(image_ids))
+    return image_ids[order]
+
+
+def optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay on convolution and linear weights only ([55])."""
+    decayed = {
+        p
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.LSTMCell)
+        for p in module.parameters(recurse=False)
+        if p.ndim > 1
+    }
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p in decayed]},
+        {"params": [p for p in model.parameters() if p not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(
+        groups,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+    )
+
+
+class StepSums:
+    """Sums over microbatches, in one flat float64 buffer that workers can add up.
+
+    Order: gradients of all parameters, means and variances of all BatchNorms, loss, correct images.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = list(model.parameters())
+        self.norms = list(batchnorms(model))
+        size = sum(p.numel() for p in self.parameters)
+        size += sum(2 * n.num_features for n in self.norms) + 2
+        device = self.parameters[0].device
+        self.flat = torch.zeros(size, dtype=torch.float64, device=device)
+
+    def reset(self) -> None:
+        self.flat.zero_()
+
+    def add(self, gradients: Iterable[Tensor], loss: Tensor, correct: Tensor) -> None:
+        """Add one microbatch; BatchNorms hold what they saw of it."""
+        parts = [g.reshape(-1) for g in gradients]
+        for norm in self.norms:
+            assert norm.seen is not None
+            parts.extend(norm.seen)
+        parts += [loss.detach().reshape(1), correct.reshape(1).to(loss.dtype)]
+        self.flat += torch.cat(parts)
+
+    def apply(self, settings: TrainSettings) -> StepReport:
+        """Put the mean gradient into `.grad`, update the running statistics, report."""
+        mean = self.flat / settings.microbatches
+        at = 0
+        for p in self.parameters:
+            p.grad = mean[at : at + p.numel()].view_as(p).to(p.dtype)
+            at += p.numel()
+        for norm in self.norms:
+            for running in (norm.running_mean, norm.running_var):
+                assert running is not None
+                seen = mean[at : at + norm.num_features].to(running.dtype)
+                running.lerp_(seen, 1 - settings.batchnorm_decay)
+                at += norm.num_features
+        loss, correct = mean[at:].tolist()
+        return StepReport(loss, correct / settings.microbatch)
+
+
+def attack_microbatch(
+    model: nn.Module,
+    batch: Batch,
+    settings: TrainSettings,
+    moment: Moment,
+    index: int,
+    classes: int,
+    device: str,
+) -> tuple[Tensor, Tensor]:
+    """Attacked images and their labels. `index` is the microbatch's place in the step."""
+    seed, attack = settings.seed, settings.attack
+    dtype = next(model.parameters()).dtype
+    images = _augmented(batch, settings, moment, device).to(dtype)
+    labels_B = torch.from_numpy(batch.labels_B).to(device)
+    if attack.steps == 0:
+        return images, labels_B
+    target_key = Key(seed, Purpose.TRAIN_TARGET, moment.epoch)
+    targets_B = None
+    if attack.goal is Goal.random_target:
+        targets = target_key.wrong_classes(batch.image_ids_B, batch.labels_B, classes)
+        targets_B = torch.from_numpy(targets).to(device)
+    # One coin per microbatch, as [55] has one per device batch.
+    coin = Key(seed, Purpose.TRAIN_COIN, moment.epoch, moment.step).uniform([index], (1,))[0, 0]
+    uniform = None
+    if coin >= attack.clean_start_share:
+        noise_key = Key(seed, Purpose.TRAIN_NOISE, moment.epoch)
+        draws = noise_key.uniform(batch.image_ids_B, batch.images_BCHW.shape[1:])
+        uniform = torch.from_numpy(draws).to(device, dtype)
+    with frozen(model) as f:
+        pgd = PGD(f, training_trajectory(attack), images, labels_B, targets_B)
+        return pgd.run(pgd.begin(uniform)).attacked, labels_B
+
+
+def add_microbatch(
+    model: nn.Module,
+    sums: StepSums,
+    batch: Batch,
+    settings: TrainSettings,
+    moment: Moment,
+    index: int,
+    classes: int,
+    device: str = "cpu",
+) -> None:
+    """Attack a microbatch and add its gradient: towards the true label, on attacked images only."""
+    attacked, labels_B = attack_microbatch(model, batch, settings, moment, index, classes, device)
+    model.train()
+    logits_BC = model(attacked)
+    loss = cross_entropy(logits_BC, labels_B, settings.label_smoothing).mean()
+    gradients = torch.autograd.grad(loss, sums.parameters)
+    sums.add(gradients, loss, (logits_BC.argmax(dim=1) == labels_B).sum())
+
+
+def _augmented(batch: Batch, settings: TrainSettings, moment: Moment, device: str) -> Tensor:
+    images = to_unit(batch.images_BCHW, device)
+    if settings.augmentation is Augmentation.none:
+        return images
+    key = Key(settings.seed, Purpose.FLIP, moment.epoch)
+    flip_B = torch.from_numpy(key.uniform(batch.image_ids_B, (1, 1, 1)) < 0.5).to(device)
+    return torch.where(flip_B, images.flip(-1), images)

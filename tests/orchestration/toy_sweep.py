@@ -1,0 +1,180 @@
+"""Tune over Train without a model: a sweep whose every result is known, and that may be killed.
+
+    python toy_sweep.py RESULTS SCRATCH [--asha] KEY...
+
+A trial counts through two stages, each one fit of Ray Train: `total` grows by KEY * unroll at each
+step, and the unroll of a stage is what the scheduler has put into the trial's config. What is
+durable is ours: RESULTS/KEY/STEP.json, created once; Ray's own files go to SCRATCH, anew for every
+start, and are never read. Prints one line of JSON: what was left on the cluster.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import train, tune
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from s3ta_platform.cluster import alive, local_cluster, remove_leftovers
+
+UNROLLS = (2, 4)  # one stage each
+STEPS = 12  # of a stage
+EVERY = 3  # steps between checkpoints
+
+
+def durable(folder: Path) -> tuple[int, int]:
+    """The last durable step of a trial, and its total."""
+    steps = [int(path.stem) for path in folder.glob("*.json")]
+    if not steps:
+        return 0, 0
+    step = max(steps)
+    return step, json.loads((folder / f"{step:04d}.json").read_text())
+
+
+def expected(key: int, steps: int) -> int:
+    """What the total must be after so many steps."""
+    return sum(key * UNROLLS[step // STEPS] for step in range(steps))
+
+
+def create(path: Path, text: str) -> None:
+    """Create-only and whole: the first writer wins."""
+    draft = Path(tempfile.mkstemp(dir=path.parent, suffix=".tmp")[1])
+    draft.write_text(text)
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+
+
+def append(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(line + "\n")
+
+
+def count(config: dict[str, Any]) -> None:
+    """The train loop: from the last durable step to the end of the stage."""
+    folder = Path(config["folder"])
+    step, total = durable(folder)
+    while step < (config["stage"] + 1) * STEPS:
+        total += config["key"] * config["unroll"]
+        step += 1
+        append(folder / "executed.log", str(step))
+        time.sleep(0.05)
+        if step % EVERY == 0:
+            create(folder / f"{step:04d}.json", json.dumps(total))
+
+
+def trial(config: dict[str, Any]) -> None:
+    """One stage: fit what is not durable yet, report, and be paused or stopped by the scheduler."""
+    folder, stage = Path(config["folder"]), config["stage"]
+    if durable(folder)[0] < (stage + 1) * STEPS:
+        DataParallelTrainer(
+            count,
+            train_loop_config=config,
+            scaling_config=train.ScalingConfig(num_workers=config["workers"]),
+            run_config=train.RunConfig(
+                name=f"{config['key']}-s{stage}",
+                storage_path=config["scratch"],
+                failure_config=train.FailureConfig(max_failures=2, controller_failure_limit=2),
+            ),
+        ).fit()
+        append(folder / "fitted.log", str(stage))
+    tune.report({"epoch": stage + 1, "score": config["key"]})
+
+
+def stage_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of the stage that is next by the durable files."""
+    stage = durable(Path(config["folder"]))[0] // STEPS
+    return {**config, "stage": stage, "unroll": UNROLLS[stage], "workers": 1}
+
+
+class PausesAtStageEnd:
+    """A trial that is not stopped at the end of a stage starts anew with the next stage's config.
+
+    Every result is the end of a fit, so nothing runs inside the trial when it is paused.
+    """
+
+    def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(controller, trial, result)  # type: ignore[misc]
+        if result["epoch"] == len(UNROLLS):
+            return TrialScheduler.STOP
+        if decision == TrialScheduler.STOP:
+            create(Path(trial.config["folder"]) / "stopped", "")
+            return decision
+        trial.set_config(stage_config(trial.config))
+        return TrialScheduler.PAUSE
+
+
+class Stages(PausesAtStageEnd, FIFOScheduler):  # type: ignore[misc]
+    """Every trial to its end."""
+
+
+class StagesUnderAsha(PausesAtStageEnd, AsyncHyperBandScheduler):  # type: ignore[misc]
+    """Ends of stages are the rungs. Tune's own counters restart after a pause: count epochs."""
+
+
+def finished(folder: Path) -> bool:
+    return (folder / "stopped").exists() or durable(folder)[0] == STEPS * len(UNROLLS)
+
+
+def sweep(folders: dict[int, Path], scratch: Path, asha: bool, cpus: int) -> None:
+    """Run the given trials to their ends. A new Tuner each time: nothing of Ray's is restored."""
+    configs = [
+        stage_config({"key": key, "folder": str(folder), "scratch": str(scratch)})
+        for key, folder in folders.items()
+    ]
+    scheduler = (
+        StagesUnderAsha(
+            time_attr="epoch", metric="score", mode="max", max_t=2, grace_period=1,
+            reduction_factor=2,
+        )
+        if asha
+        else Stages()
+    )  # fmt: skip
+    results = tune.Tuner(
+        # Training CPUs belong to Train's own placement group, and the function that waits for them
+        # must not hold any; some resource a trial must ask for. How many run is set below.
+        tune.with_resources(trial, {"CPU": 0, "memory": 100 * 2**20}),
+        param_space=tune.grid_search(configs),
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler, max_concurrent_trials=cpus, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(name="sweep", storage_path=str(scratch), verbose=0),
+    ).fit()
+    for result in results:
+        if result.error:
+            raise result.error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("results", type=Path)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--asha", action="store_true")
+    parser.add_argument("keys", type=int, nargs="+")
+    args = parser.parse_args()
+    folders = {key: args.results / str(key) for key in args.keys}
+    missing = {key: folder for key, folder in folders.items() if not finished(folder)}
+    if not missing:
+        print(json.dumps({"missing": []}))
+        return
+    for folder in missing.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=args.scratch))
+    with local_cluster(cpus=2, log_file=args.scratch / "ray.log") as cluster:
+        sweep(missing, scratch, args.asha, cluster.cpus)
+        before = alive()
+        removed = remove_leftovers()
+        print(json.dumps({"before": before, "removed": removed, "after": alive()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Small models and images for the science tests. All their numbers come from Philox draws and plain
+float32 products, so they are the same bits on every processor."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from s3ta.draws import Key, Purpose
+from s3ta.evaluation import Batch
+from s3ta.model import S3TA, PlainResNet, build
+from s3ta.settings import AttentionSettings, Block, ModelSettings, VisionSettings
+
+CENTRE_AND_HALF = {"running_mean": (0.0, 0.3), "running_var": (1.0, 0.5)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> Callable[..., ModelSettings]:
+    return _settings
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., PlainResNet | S3TA]:
+    """(unroll, classes=5, seed=0): S3TA, or with unroll None a ResNet; predictions vary."""
+    return _model
+
+
+@pytest.fixture(scope="session")
+def tiny_batch() -> Callable[..., Batch]:
+    """(n, height=6, width=6, classes=5, first_id=0): grey noise images."""
+    return _batch
+
+
+def _settings(unroll: int | None = None, channels: int = 1, scaled: bool = False) -> ModelSettings:
+    vision = VisionSettings(
+        block=Block.basic,
+        depths=[1, 1],
+        widths=[6, 8],
+        strides=[1, 2],
+        stem_channels=6,
+        stem_kernel=3,
+        stem_stride=1,
+        stem_pool=False,
+    )
+    attention = AttentionSettings(
+        heads=2,
+        key_channels=3,
+        basis_frequencies=2,
+        state=7,
+        query_hidden=9,
+        readout_hidden=10,
+        scaled=scaled,
+    )
+    return ModelSettings(
+        vision=vision,
+        attention=None if unroll is None else attention,
+        unroll=unroll or 1,
+        mean=[0.4, 0.5, 0.6][:channels],
+        std=[0.2, 0.3, 0.4][:channels],
+    )
+
+
+def _model(
+    unroll: int | None = None, classes: int = 5, seed: int = 0, channels: int = 1
+) -> PlainResNet | S3TA:
+    model = build(_settings(unroll, channels), classes, seed=0)
+    with torch.no_grad():
+        for index, (name, values) in enumerate(model.state_dict().items()):
+            if values.is_floating_point():
+                values.copy_(_numbers(name, values.shape, index, seed))
+    return model.eval()
+
+
+def _numbers(name: str, shape: torch.Size, index: int, seed: int) -> torch.Tensor:
+    draws = torch.from_numpy(Key(seed, Purpose.WEIGHTS).uniform([index], tuple(shape))[0])
+    last = name.rpartition(".")[2]
+    if last in CENTRE_AND_HALF:
+        centre, half = CENTRE_AND_HALF[last]
+    elif last == "weight" and len(shape) == 1:
+        centre, half = 1.0, 0.5
+    elif len(shape) > 1:
+        centre, half = 0.0, 2.5 * float(np.prod(shape[1:])) ** -0.5
+    else:
+        centre, half = 0.0, 0.5
+    return centre + half * (2 * draws - 1)
+
+
+def _batch(
+    n: int,
+    height: int = 6,
+    width: int = 6,
+    classes: int = 5,
+    first_id: int = 0,
+    channels: int = 1,
+) -> Batch:
+    ids = np.arange(first_id, first_id + n, dtype=np.int64)
+    key = Key(99, Purpose.ORDER)
+    pixels = key.uniform(ids, (channels, height, width)) * 256
+    labels = key.uniform(ids + 1_000_000, (1,))[:, 0] * classes
+    return Batch(
+        images_BCHW=pixels.astype(np.uint8), labels_B=labels.astype(np.int64), image_ids_B=ids
+    )

@@ -1,0 +1,121 @@
+"""Bad values are refused with the key, the value and the constraint."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3ta.errors import UserError
+from s3ta.settings import (
+    AttackSettings,
+    AttentionSettings,
+    Block,
+    ModelSettings,
+    TrainAttackSettings,
+    TrainSettings,
+    VisionSettings,
+)
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "key", "shown", "constraint"),
+    [
+        (
+            VisionSettings,
+            {"depths": [3, 0, 1, 1]},
+            "model.vision.depths",
+            "[3, 0, 1, 1]",
+            "at least 1",
+        ),
+        (VisionSettings, {"widths": []}, "model.vision.widths", "[]", "at least 1"),
+        (VisionSettings, {"strides": [1, 2]}, "model.vision", "[1, 2]", "as many depths as widths"),
+        (VisionSettings, {"stem_channels": 0}, "model.vision.stem_channels", "0", "at least 1"),
+        (VisionSettings, {"stem_kernel": 4}, "model.vision.stem_kernel", "4", "an odd number"),
+        (AttentionSettings, {"heads": 0}, "model.attention.heads", "0", "at least 1"),
+        (AttentionSettings, {"state": -2}, "model.attention.state", "-2", "at least 1"),
+        (ModelSettings, {"unroll": 0}, "model.unroll", "0", "at least 1"),
+        (ModelSettings, {"unroll": 4}, "model.unroll", "4", "1 for a model without attention"),
+        (
+            ModelSettings,
+            {"attention": AttentionSettings(key_channels=2048)},
+            "model.attention.key_channels",
+            "2048",
+            "less than the last feature map's 2048 channels",
+        ),
+        (ModelSettings, {"mean": [0.5]}, "model.mean and model.std", "[0.5]", "one number each"),
+        (ModelSettings, {"std": [0.1, 0.0, 0.1]}, "model.std", "0.0", "positive"),
+        (AttackSettings, {"epsilon_255": 0}, "attack.epsilon_255", "0", "above 0 and at most 255"),
+        (AttackSettings, {"epsilon_255": NAN}, "attack.epsilon_255", "nan", "above 0"),
+        (AttackSettings, {"readings": []}, "attack.readings", "[]", "at least 1"),
+        (AttackSettings, {"readings": [0, 10]}, "attack.readings", "[0, 10]", "at least 1"),
+        (AttackSettings, {"readings": [100, 10]}, "attack.readings", "[100, 10]", "ascending"),
+        (AttackSettings, {"readings": [10, 10]}, "attack.readings", "[10, 10]", "without repeats"),
+        (TrainAttackSettings, {"steps": -1}, "train.attack.steps", "-1", "at least 0"),
+        (
+            TrainAttackSettings,
+            {"epsilon_255": 256},
+            "train.attack.epsilon_255",
+            "256",
+            "at most 255",
+        ),
+        (
+            TrainAttackSettings,
+            {"clean_start_share": 1.5},
+            "train.attack.clean_start_share",
+            "1.5",
+            "between 0 and 1",
+        ),
+        (TrainSettings, {"epochs": 0}, "train.epochs", "0", "at least 1"),
+        (
+            TrainSettings,
+            {"batch": 100},
+            "train.batch",
+            "100",
+            "a multiple of train.microbatch (32)",
+        ),
+        (TrainSettings, {"learning_rate": -0.1}, "train.learning_rate", "-0.1", "positive"),
+        (TrainSettings, {"learning_rate": NAN}, "train.learning_rate", "nan", "positive"),
+        (TrainSettings, {"momentum": 1.0}, "train.momentum", "1.0", "below 1"),
+        (TrainSettings, {"label_smoothing": 1.0}, "train.label_smoothing", "1.0", "below 1"),
+        (TrainSettings, {"batchnorm_decay": -0.1}, "train.batchnorm_decay", "-0.1", "at least 0"),
+        (TrainSettings, {"weight_decay": -1e-4}, "train.weight_decay", "-0.0001", "at least 0"),
+        (TrainSettings, {"warmup_epochs": -1.0}, "train.warmup_epochs", "-1.0", "at least 0"),
+        (TrainSettings, {"seed": -1}, "train.seed", "-1", "from 0 to 2^63 - 1"),
+    ],
+)
+def test_a_bad_value_is_refused_with_key_value_and_constraint(
+    kind: Callable[..., object], values: dict[str, Any], key: str, shown: str, constraint: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        kind(**values)
+    message = str(refused.value)
+    assert message.startswith(f"{key} is ")
+    assert shown in message
+    assert constraint in message
+    assert "YAML" in message
+
+
+def test_the_defaults_are_the_papers_model_and_recipe() -> None:
+    vision, train = VisionSettings(), TrainSettings()
+    assert (vision.depths, vision.strides, vision.channels) == ([3, 8, 36, 3], [1, 2, 1, 1], 2048)
+    assert (train.batch, train.microbatch, train.microbatches) == (1024, 32, 32)
+    assert (train.attack.epsilon_255, train.attack.steps) == (16.0, 10)
+
+
+def test_models_and_attacks_have_the_names_that_tables_show() -> None:
+    assert ModelSettings().name == "ResNet-152"
+    assert ModelSettings(attention=AttentionSettings(), unroll=16).name == "S3TA-16"
+    small = VisionSettings(block=Block.basic, depths=[2, 2, 2, 2])
+    assert ModelSettings(vision=small).name == "ResNet-18"
+    assert AttackSettings(epsilon_255=25.5).name == "pgd_targeted_eps25.5"
+
+
+def test_settings_import_no_torch() -> None:
+    code = "import s3ta.settings, s3ta.trajectory, sys; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
