@@ -1,12 +1,10 @@
-"""Attack images in fixed tiles -> one record per image and reading; counts that merge.
+"""Attack images in fixed tiles -> one record per image and reading.
 
 Images are grouped into tiles of a fixed size, the last one padded, because kernels may round
 differently for other batch sizes and a signed step turns the last bit into another image.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +14,8 @@ from torch import Tensor, nn
 from s3ta.attacks import PGD, AttackState, frozen
 from s3ta.draws import Key, Purpose
 from s3ta.settings import Goal
+from s3ta.tally import Array, Rows
 from s3ta.trajectory import Trajectory
-
-Array = npt.NDArray[Any]
-Rows = dict[str, Array]
-"""Columns of per-example records, all of one length."""
 
 NO_TARGET = -1
 
@@ -144,37 +139,3 @@ def _records(batch: Batch, attacked: AttackedTile, trajectory: Trajectory) -> Ro
         "restart": np.full(n * steps, trajectory.restart, dtype=np.int32),
         "step": np.tile(np.array([r.step for r in readings], dtype=np.int32), n),
     }
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Counts of one trajectory's records; counts merge, averages don't."""
-
-    images: int = 0
-    clean_correct: int = 0
-    correct: Mapping[int, int] = field(default_factory=dict)
-    """Step -> images still classified rightly."""
-    fooled: Mapping[int, int] = field(default_factory=dict)
-    """Step -> images predicted as their target."""
-
-    @classmethod
-    def of(cls, rows: Mapping[str, Array]) -> "Tally":
-        steps = rows["step"]
-        counts = {
-            name: {int(s): int(rows[name][steps == s].sum()) for s in np.unique(steps)}
-            for name in ("correct", "fooled")
-        }
-        first = steps == steps.min()
-        clean = (rows["clean_prediction"] == rows["label"])[first]
-        return cls(int(first.sum()), int(clean.sum()), counts["correct"], counts["fooled"])
-
-    def __add__(self, other: "Tally") -> "Tally":
-        def merged(a: Mapping[int, int], b: Mapping[int, int]) -> dict[int, int]:
-            return {s: a.get(s, 0) + b.get(s, 0) for s in sorted({*a, *b})}
-
-        return Tally(
-            self.images + other.images,
-            self.clean_correct + other.clean_correct,
-            merged(self.correct, other.correct),
-            merged(self.fooled, other.fooled),
-        )

@@ -115,7 +115,7 @@ class S3TA(Classifier):
 
     def _glance(self, state: State, keys_BPK: Tensor, values_BPV: Tensor) -> tuple[State, Tensor]:
         """One step: queries come from the previous hidden state, answers go into the LSTM."""
-        queries_BQK = self.query(state[0]).unflatten(1, (self.heads, self.query_length))
+        queries_BQK = self.query(state[0]).view(-1, self.heads, self.query_length)
         answers_BQV, maps_BQP = attend(queries_BQK, keys_BPK, values_BPV, self.scale)
         return self.core(answers_BQV.flatten(1), state), maps_BQP
 

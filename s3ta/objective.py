@@ -7,7 +7,7 @@ from torch import Tensor
 from s3ta.settings import Loss
 
 MARGIN_FLOOR = -30.0
-"""Below it an image is so clearly wrong that more budget on it is waste (S3TA sec. 5.1)."""
+"""Below it an image is so clearly wrong that more budget on it is waste (S3TA sec. 5.2)."""
 
 
 def cross_entropy(logits_BC: Tensor, classes_B: Tensor, label_smoothing: float = 0.0) -> Tensor:

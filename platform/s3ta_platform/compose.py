@@ -1,4 +1,4 @@
-"""An experiment file and its overrides -> typed experiments, one per trial. Only here is Hydra used.
+"""An experiment file and its overrides -> typed experiments, one per trial. Hydra stays in here.
 
 A file anywhere on disk finds the packaged groups (model/, attack/, data/, ...): its own folder
 comes first, then theirs.

@@ -1,32 +1,23 @@
-"""The fan-out evaluation of one trained model: find what is missing, do it, count."""
+"""The fan-out evaluation of one trained model: find what is missing, have it done, count."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-import torch
-
-from s3ta.evaluation import Batch, Conditions, Rows, Tally, attack_images
-from s3ta.model import build
 from s3ta.statistics import wilson
-from s3ta_platform import checkpoints
+from s3ta.tally import Rows, Tally
 from s3ta_platform.events import Emit, Event, Phase, ignore
-from s3ta_platform.gallery import make_gallery
 from s3ta_platform.jobs import EvaluateJob, open_images
-from s3ta_platform.record import RESULT_VERSION, plain
-from s3ta_platform.rows import read_rows, to_parquet
+from s3ta_platform.rows import read_rows
 from s3ta_platform.shards import (
-    Portraits,
+    DoWork,
     Shard,
+    Work,
     evaluation_ids,
     plan_portraits,
     plan_shards,
 )
 from s3ta_platform.storage import Storage, open_storage
-from s3ta_platform.trials import checkpoint_prefix
-
-Work = Shard | Portraits
-DoWork = Callable[[Work], Tally]
 
 
 class FanOut(Protocol):
@@ -37,40 +28,11 @@ class FanOut(Protocol):
     ) -> Iterator[tuple[Work, Tally]]: ...
 
 
-@dataclass(frozen=True)
-class Worker:
-    """Builds, in the process that calls it, the function that does a piece of the evaluation."""
+def build_worker(job: EvaluateJob) -> DoWork:
+    """Called in the worker's process, the only one that needs torch."""
+    from s3ta_platform.shard_worker import build_worker
 
-    job: EvaluateJob
-
-    def __call__(self) -> DoWork:
-        job = self.job
-        torch.set_num_threads(job.threads)
-        storage = open_storage(job.root)
-        images = open_images(job.data.test, job.data, job.model)
-        saved = checkpoints.load(storage, checkpoint_prefix(job.trial), job.checkpoint_step)
-        model = build(job.model, job.classes, seed=0)
-        checkpoints.load_into(model, saved.tensors["model"])
-        model.to(job.device)
-        conditions = Conditions(
-            classes=job.classes,
-            seed=job.evaluate.seed,
-            tile=job.evaluate.tile,
-            device=job.device,
-        )
-
-        def do(work: Work) -> Tally:
-            pixels, labels = images.read(work.image_ids)
-            ids = torch.tensor(work.image_ids).numpy()
-            batch = Batch(images_BCHW=pixels, labels_B=labels, image_ids_B=ids)
-            if isinstance(work, Portraits):
-                storage.put_new(work.name, make_gallery(model, batch, work, conditions))
-                return Tally()
-            found = attack_images(model, batch, work.trajectory, conditions)
-            storage.put_new(work.name, to_parquet(found, _about(job, work)))
-            return Tally.of(found)
-
-        return do
+    return build_worker(job)
 
 
 def evaluate(job: EvaluateJob, fan_out: FanOut, emit: Emit = ignore) -> int:
@@ -85,7 +47,7 @@ def evaluate(job: EvaluateJob, fan_out: FanOut, emit: Emit = ignore) -> int:
             count.add(shard, Tally.of(_columns(storage, shard)))
     if portraits is not None and not storage.exists(portraits.name):
         todo.append(portraits)
-    for work, tally in fan_out(Worker(job), todo):
+    for work, tally in fan_out(partial(build_worker, job), todo):
         if isinstance(work, Shard):
             count.add(work, tally)
     count.finish()
@@ -140,18 +102,3 @@ class _Count:
 def _columns(storage: Storage, shard: Shard) -> Rows:
     table = read_rows(storage, shard.name)
     return {name: table[name].to_numpy() for name in table.column_names}
-
-
-def _about(job: EvaluateJob, shard: Shard) -> dict[str, object]:
-    return {
-        "key": shard.key,
-        "model_digest": job.model_digest,
-        "attack": shard.attack,
-        "trajectory": plain(shard.trajectory),
-        "images_digest": job.test_digest,
-        "seed": job.evaluate.seed,
-        "tile": job.evaluate.tile,
-        "device": job.device_class,
-        "torch": torch.__version__,
-        "result_version": RESULT_VERSION,
-    }

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from s3ta_platform.drawing import RULE, STYLE, Drawing, Sheet, cut, look
 from s3ta_platform.results import Array, TrialResult
@@ -74,7 +74,7 @@ def _against_steps(
     clean_at, nudges = _step_axis(axes, steps, len(summaries), with_clean=start is not None)
     ends = []
     for index, (summary, of_one) in enumerate(zip(summaries, readings, strict=True)):
-        if start is not None:
+        if start is not None and of_one:
             _points(axes, [clean_at * nudges[index]], [start(summary)], [False], index)
         xs = [r.steps * nudges[index] for r in of_one]
         own = [has_own_step_size(attack, r.steps) for r in of_one]
@@ -104,6 +104,7 @@ def _line_sheet(names: Sequence[str]) -> tuple[Sheet, Axes]:
     sheet = Sheet(0.75 + 4.6 + _room_for(names), 0.7 + height + 0.6)
     axes = sheet.axes(0.75, 0.7, 4.6, height)
     axes.grid(axis="y")
+    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
     return sheet, axes
 
 
@@ -209,7 +210,7 @@ def learning_curves(
     trials: Sequence[TrialResult], *, name: str = "learning_curves", first_look: int = 0
 ) -> Drawing | None:
     """Training loss and top-1 on the attacked training images; None if nothing was recorded."""
-    if not any(trial.history for trial in trials):
+    if not any(len(_curve(trial, "loss", 1)[0]) for trial in trials):
         return None
     names = [trial.name for trial in trials]
     panels, height = (("loss", "Training loss", 1), ("adversarial_top1", "Top-1 (%)", 100)), 2.5

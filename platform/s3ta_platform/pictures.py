@@ -108,9 +108,9 @@ def _gain(galleries: Sequence[Gallery]) -> int:
 def _clean_cell(sheet: Sheet, corner: tuple[float, float], example: Example) -> None:
     left, below = corner[0], corner[1] + CELL + 0.05
     sheet.picture(*corner, CELL, _hwc(example.gallery.clean_BCHW[example.row]))
-    sheet.text(left, below, cut(example.label, 20), fontsize=7)
+    sheet.text(left, below, cut(f"true: {example.label}", 22), fontsize=7)
     if example.target is not None:
-        target = cut(f"target: {example.target}", 20)
+        target = cut(f"target: {example.target}", 22)
         sheet.text(left, below + 0.14, target, fontsize=7, color=FAINT)
 
 

@@ -36,8 +36,13 @@ def run(plan: Plan) -> int:
         started = time.monotonic()
         todo = [t for t in plan.trials if not trial_state(plan.storage, t).complete]
         _say_what_comes(console, plan, todo)
-        publisher = _open_publisher(plan)
-        failed = _run_missing(plan, todo, publisher, console, log) if todo else {}
+        publisher = _open_publisher(plan, todo)
+        try:
+            failed = _run_missing(plan, todo, publisher, console, log) if todo else {}
+        except BaseException:
+            for trial in todo:
+                publisher.tracker.finish(publisher.run_ids[trial.key], "KILLED")
+            raise
         for trial in plan.trials:
             publisher.finish_trial(trial, "FAILED" if trial.key in failed else "FINISHED")
         result = _report(plan, publisher, failed)
@@ -54,18 +59,20 @@ def report(plan: Plan) -> int:
     }
     log = log_file(plan.experiment)
     with only_ours(log) as console:
-        publisher = _open_publisher(plan)
+        publisher = _open_publisher(plan, [])
         result = _report(plan, publisher, missing)
         _say_results(console, plan, result, publisher, log, None)
     return 1 if missing else 0
 
 
-def _open_publisher(plan: Plan) -> Publisher:
+def _open_publisher(plan: Plan, todo: list[TrialPlan]) -> Publisher:
     e = plan.experiment
     store = tracking_address(e.tracking.store, e.results)
     publisher = Publisher(open_tracker(store, None, e.tracking.experiment), plan)
     for trial in plan.trials:
         publisher.start_trial(trial)
+    for trial in todo:
+        publisher.tracker.running(publisher.run_ids[trial.key])
     return publisher
 
 

@@ -4,12 +4,14 @@ A shard is one attack trajectory on a few images. Its key is a digest of everyth
 rows, so a stored shard is never computed again, whoever asks for it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from s3ta.draws import Key, Purpose
+from s3ta.tally import Tally
 from s3ta.trajectory import Trajectory, trajectories
 from s3ta_platform.jobs import EvaluateJob
 from s3ta_platform.schema import EvaluateSettings
@@ -48,6 +50,11 @@ class Portraits:
     @property
     def name(self) -> str:
         return f"galleries/{self.key}.safetensors"
+
+
+Work = Shard | Portraits
+DoWork = Callable[[Work], Tally]
+"""Does one piece and counts its records; a gallery counts nothing."""
 
 
 def evaluation_ids(

@@ -6,14 +6,14 @@ Where the work runs is the backend's business; inline and on Ray a trial takes t
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from s3ta.evaluation import Tally
-from s3ta_platform.evaluate import DoWork, Work, evaluate
+from s3ta.tally import Tally
+from s3ta_platform.evaluate import evaluate
 from s3ta_platform.events import Emit
 from s3ta_platform.executors import run_inline
 from s3ta_platform.jobs import TrainJob
 from s3ta_platform.plan import TrialPlan
+from s3ta_platform.shards import DoWork, Work
 from s3ta_platform.storage import open_storage
-from s3ta_platform.train import train
 from s3ta_platform.trials import read_trained
 
 
@@ -33,6 +33,8 @@ class Inline:
     """In this process."""
 
     def train(self, job: TrainJob, emit: Emit) -> None:
+        from s3ta_platform.train import train  # on Ray this process needs no torch
+
         train(job, emit=emit)
 
     def fan_out(

@@ -45,11 +45,15 @@ def read_trained(storage: Storage, key: str) -> Trained | None:
 
 def read_history(storage: Storage, key: str) -> list[dict[str, float]]:
     """The training curve up to the last complete checkpoint."""
-    steps = checkpoint_steps(storage, key)
-    if not steps:
-        return []
-    history = storage.get(f"{checkpoint_prefix(key)}/{steps[-1]:010d}/history.json")
-    return json.loads(history)  # type: ignore[no-any-return]
+    while steps := checkpoint_steps(storage, key):
+        folder = f"{checkpoint_prefix(key)}/{steps[-1]:010d}"
+        try:
+            manifest = json.loads(storage.get(f"{folder}/manifest.json"))
+            history = storage.get(f"{folder}/{manifest['files']['history.json']['file']}")
+        except NotStored:  # it was pruned meanwhile, so there is a later one
+            continue
+        return json.loads(history)  # type: ignore[no-any-return]
+    return []
 
 
 def checkpoint_steps(storage: Storage, key: str) -> list[int]:

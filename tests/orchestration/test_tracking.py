@@ -35,8 +35,8 @@ from s3ta_platform.tracking import (
 )
 
 OPEN = (
-    "import sys; from s3ta_platform.tracking import open_tracker;"
-    "print(open_tracker(sys.argv[1], None, 'spine').experiment_id)"
+    "import sys; from s3ta_platform.tracking import open_tracker; print('ready', flush=True);"
+    "input(); print(open_tracker(sys.argv[1], None, 'spine').experiment_id)"
 )
 KEY = "0123456789abcdef"
 
@@ -51,11 +51,16 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[MlflowTracker, Any
     address = f"sqlite:///{tmp_path_factory.mktemp('store')}/new/mlflow.db"
     other = subprocess.Popen(
         [sys.executable, "-c", OPEN, address],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=python_environment(),
     )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline() == "ready\n"
+    print("go", file=other.stdin, flush=True)
     tracker = open_tracker(address, None, "spine")
     said = other.communicate(timeout=120)
     assert isinstance(tracker, MlflowTracker)
@@ -129,8 +134,11 @@ def test_a_restarted_driver_that_logs_everything_anew_adds_nothing(
 
 
 def test_a_scalar_is_replaced_only_where_it_differs(
-    mlflow: MlflowTracker, storage: Storage
+    mlflow: MlflowTracker, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        "s3ta_platform.tracking.now_ms", lambda: 1_700_000_000_000
+    )  # a coarse clock
     run_id = a_trial(mlflow, storage)
     odd = {"nan": math.nan, "infinite": math.inf}
     for value in (0.9, 0.9, 0.7, 0.7):
@@ -321,7 +329,8 @@ def test_an_outage_is_one_warning_and_a_replay_fills_it_in_with_the_original_tim
     assert mlflow.series(run_id, "train/loss") == points[:1000]
 
     flaky._client = mlflow._client  # the store is back
-    flaky.log_series(run_id, points)
+    later = [point._replace(timestamp_ms=point.timestamp_ms + 10**6) for point in points[:1000]]
+    flaky.log_series(run_id, later + points[1000:])
     assert mlflow.series(run_id, "train/loss") == points
     mlflow.log_series(run_id, points)
     assert mlflow.series(run_id, "train/loss") == points

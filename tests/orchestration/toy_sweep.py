@@ -37,6 +37,10 @@ def durable(folder: Path) -> tuple[int, int]:
     return step, json.loads((folder / f"{step:04d}.json").read_text())
 
 
+def folder_of(config: dict[str, Any]) -> Path:
+    return Path(config["results"]) / str(config["key"])
+
+
 def expected(key: int, steps: int) -> int:
     """What the total must be after so many steps."""
     return sum(key * UNROLLS[step // STEPS] for step in range(steps))
@@ -61,7 +65,7 @@ def append(path: Path, line: str) -> None:
 
 def count(config: dict[str, Any]) -> None:
     """The train loop: from the last durable step to the end of the stage."""
-    folder = Path(config["folder"])
+    folder = folder_of(config)
     step, total = durable(folder)
     while step < (config["stage"] + 1) * STEPS:
         total += config["key"] * config["unroll"]
@@ -74,7 +78,7 @@ def count(config: dict[str, Any]) -> None:
 
 def trial(config: dict[str, Any]) -> None:
     """One stage: fit what is not durable yet, report, and be paused or stopped by the scheduler."""
-    folder, stage = Path(config["folder"]), config["stage"]
+    folder, stage = folder_of(config), config["stage"]
     if durable(folder)[0] < (stage + 1) * STEPS:
         DataParallelTrainer(
             count,
@@ -92,7 +96,7 @@ def trial(config: dict[str, Any]) -> None:
 
 def stage_config(config: dict[str, Any]) -> dict[str, Any]:
     """The config of the stage that is next by the durable files."""
-    stage = durable(Path(config["folder"]))[0] // STEPS
+    stage = durable(folder_of(config))[0] // STEPS
     return {**config, "stage": stage, "unroll": UNROLLS[stage], "workers": 1}
 
 
@@ -102,12 +106,16 @@ class PausesAtStageEnd:
     Every result is the end of a fit, so nothing runs inside the trial when it is paused.
     """
 
+    def on_trial_add(self, controller: Any, trial: Trial) -> None:
+        super().on_trial_add(controller, trial)  # type: ignore[misc]
+        trial.set_config(stage_config(trial.config))
+
     def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(controller, trial, result)  # type: ignore[misc]
         if result["epoch"] == len(UNROLLS):
             return TrialScheduler.STOP
         if decision == TrialScheduler.STOP:
-            create(Path(trial.config["folder"]) / "stopped", "")
+            create(folder_of(trial.config) / "stopped", "")
             return decision
         trial.set_config(stage_config(trial.config))
         return TrialScheduler.PAUSE
@@ -125,12 +133,8 @@ def finished(folder: Path) -> bool:
     return (folder / "stopped").exists() or durable(folder)[0] == STEPS * len(UNROLLS)
 
 
-def sweep(folders: dict[int, Path], scratch: Path, asha: bool, cpus: int) -> None:
+def sweep(keys: list[int], results: Path, scratch: Path, asha: bool, cpus: int) -> None:
     """Run the given trials to their ends. A new Tuner each time: nothing of Ray's is restored."""
-    configs = [
-        stage_config({"key": key, "folder": str(folder), "scratch": str(scratch)})
-        for key, folder in folders.items()
-    ]
     scheduler = (
         StagesUnderAsha(
             time_attr="epoch", metric="score", mode="max", max_t=2, grace_period=1,
@@ -139,38 +143,41 @@ def sweep(folders: dict[int, Path], scratch: Path, asha: bool, cpus: int) -> Non
         if asha
         else Stages()
     )  # fmt: skip
-    results = tune.Tuner(
+    ended = tune.Tuner(
         # Training CPUs belong to Train's own placement group, and the function that waits for them
         # must not hold any; some resource a trial must ask for. How many run is set below.
         tune.with_resources(trial, {"CPU": 0, "memory": 100 * 2**20}),
-        param_space=tune.grid_search(configs),
+        param_space={
+            "key": tune.grid_search(keys),
+            "results": str(results),
+            "scratch": str(scratch),
+        },
         tune_config=tune.TuneConfig(
             scheduler=scheduler, max_concurrent_trials=cpus, reuse_actors=True
         ),
         run_config=tune.RunConfig(name="sweep", storage_path=str(scratch), verbose=0),
     ).fit()
-    for result in results:
+    for result in ended:
         if result.error:
             raise result.error
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("results", type=Path)
-    parser.add_argument("scratch", type=Path)
+    parser.add_argument("results", type=lambda name: Path(name).resolve())
+    parser.add_argument("scratch", type=lambda name: Path(name).resolve())
     parser.add_argument("--asha", action="store_true")
     parser.add_argument("keys", type=int, nargs="+")
     args = parser.parse_args()
-    folders = {key: args.results / str(key) for key in args.keys}
-    missing = {key: folder for key, folder in folders.items() if not finished(folder)}
+    missing = [key for key in args.keys if not finished(args.results / str(key))]
     if not missing:
         print(json.dumps({"missing": []}))
         return
-    for folder in missing.values():
-        folder.mkdir(parents=True, exist_ok=True)
+    for key in missing:
+        (args.results / str(key)).mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=args.scratch))
     with local_cluster(cpus=2, log_file=args.scratch / "ray.log") as cluster:
-        sweep(missing, scratch, args.asha, cluster.cpus)
+        sweep(missing, args.results, scratch, args.asha, cluster.cpus)
         before = alive()
         removed = remove_leftovers()
         print(json.dumps({"before": before, "removed": removed, "after": alive()}))

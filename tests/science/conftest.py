@@ -37,24 +37,27 @@ def tiny_batch() -> Callable[..., Batch]:
     return _batch
 
 
+# Sizes are multiples of 4: see test_evaluation on what places in a tile have to do with it.
+
+
 def _settings(unroll: int | None = None, channels: int = 1, scaled: bool = False) -> ModelSettings:
     vision = VisionSettings(
         block=Block.basic,
         depths=[1, 1],
-        widths=[6, 8],
+        widths=[8, 12],
         strides=[1, 2],
-        stem_channels=6,
+        stem_channels=8,
         stem_kernel=3,
         stem_stride=1,
         stem_pool=False,
     )
     attention = AttentionSettings(
         heads=2,
-        key_channels=3,
+        key_channels=4,
         basis_frequencies=2,
-        state=7,
-        query_hidden=9,
-        readout_hidden=10,
+        state=12,
+        query_hidden=12,
+        readout_hidden=12,
         scaled=scaled,
     )
     return ModelSettings(

@@ -143,7 +143,7 @@ def _one_pixel(images: Tensor) -> Tensor:
     """Class 0 up to 0.5 + 2.5/64, class 1 up to 0.5 + 5.5/64, then class 2."""
     x_B = (images.flatten() - 0.5) * 64
     one_B = x_B - 2.5
-    return torch.stack([0 * x_B, one_B, one_B + 8 * (x_B - 5.5)], dim=1)
+    return torch.stack([0 * x_B, one_B, one_B + 8 * (x_B - 5.5)], dim=1) / 16
 
 
 def _one_pixel_readings(x: float, label: int, target: int | None, *readings: int) -> list[Reading]:
@@ -187,8 +187,8 @@ def test_each_reading_tells_its_own_step() -> None:
     assert [r.linf_B.item() * 64 for r in readings] == [1, 2, 3, 5, 6, 9]
     assert [r.first_error_steps_B.item() for r in readings] == [-1, -1, 3, 3, 3, 3]
     assert [r.first_target_steps_B.item() for r in readings] == [-1, -1, -1, -1, 6, 6]
-    # z_0 - max(z_1, z_2) = 2.5 - n up to the sixth place.
-    assert [r.margins_B.item() for r in readings[:4]] == [1.5, 0.5, -0.5, -2.5]
+    # z_0 - max(z_1, z_2) = (2.5 - n) / 16 up to the sixth place.
+    assert [r.margins_B.item() * 16 for r in readings[:4]] == [1.5, 0.5, -0.5, -2.5]
     losses_B = torch.stack([r.losses_B for r in readings]).flatten()
     assert (losses_B.diff() < 0).all()  # -log p(target) falls
 

@@ -46,7 +46,7 @@ def test_the_scaled_model_divides_by_the_root_of_the_query_length(
     scaled: bool, tiny_settings: Callable[..., object]
 ) -> None:
     model = S3TA(tiny_settings(1, scaled=scaled), 5)  # type: ignore[arg-type]
-    assert model.scale == ((3 + 4) ** -0.5 if scaled else 1.0)
+    assert model.scale == ((4 + 4) ** -0.5 if scaled else 1.0)
 
 
 def test_the_map_changes_from_step_to_step(tiny_model: Models) -> None:
@@ -79,7 +79,7 @@ def test_a_feature_at_a_place_ends_at_that_place_of_the_map(
     place: tuple[int, int], tiny_model: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(2)
-    features = torch.zeros(1, 8, 3, 5)
+    features = torch.zeros(1, 12, 3, 5)
     features[0, 0, *place] = 1.0  # the first key channel
     monkeypatch.setattr(model.vision, "features", lambda _: features)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_forward_equals_the_equations_written_out_place_by_place(tiny_model: Mod
 
 
 def _by_hand(model: S3TA, image: Tensor, steps: int) -> Tensor:
-    w, keys = dict(model.named_parameters()), 3
+    w, keys = dict(model.named_parameters()), 4
     # The buffers are float32 numbers.
     mean, std = torch.tensor(0.4).double(), torch.tensor(0.2).double()
     features_DHW = model.vision.features((image[None] - mean) / std)[0]

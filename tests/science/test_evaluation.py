@@ -7,9 +7,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from s3ta.evaluation import Batch, Conditions, Rows, Tally, attack_images, draw_targets
+from s3ta.evaluation import Batch, Conditions, attack_images, draw_targets
 from s3ta.model import S3TA, PlainResNet
+from s3ta.objective import cross_entropy
 from s3ta.settings import AttackSettings, Goal, Loss
+from s3ta.tally import Rows, Tally
 from s3ta.trajectory import Trajectory, trajectories
 
 Models = Callable[..., PlainResNet | S3TA]
@@ -64,6 +66,23 @@ def _assert_same(a: Rows, b: Rows) -> None:
 
 
 @pytest.mark.parametrize("unroll", [None, 2])
+def test_an_image_is_answered_alike_at_every_place_of_a_tile(
+    unroll: int | None, tiny_model: Models, tiny_batch: Batches
+) -> None:
+    """What the promise of equal bits rests on: without it rows depend on how images are cut.
+
+    MKL breaks it for products of at most 10 columns whose inner length is no multiple of 4, such as
+    10 classes read from a hidden layer of 50: it adds in another order where rows are not aligned.
+    """
+    image = torch.from_numpy(tiny_batch(1).images_BCHW) / 255
+    tile = image.repeat(16, 1, 1, 1).requires_grad_()
+    logits_BC = tiny_model(unroll)(tile)
+    (gradient,) = torch.autograd.grad(cross_entropy(logits_BC, torch.ones(16).long()).sum(), tile)
+    assert (logits_BC == logits_BC[0]).all()
+    assert (gradient == gradient[0]).all()
+
+
+@pytest.mark.parametrize("unroll", [None, 2])
 def test_a_hundred_steps_give_the_same_bits_for_batches_of_1_7_and_64_in_any_order(
     unroll: int | None, tiny_model: Models, tiny_batch: Batches
 ) -> None:
@@ -73,7 +92,7 @@ def test_a_hundred_steps_give_the_same_bits_for_batches_of_1_7_and_64_in_any_ord
     # The cases are not trivial: several classes are answered, and the attack changes some.
     assert len(np.unique(whole["prediction"])) >= 3
     assert 0 < whole["fooled"].mean() < 1
-    for size, images in ((64, 66), (7, 66), (1, 10)):
+    for size, images in ((64, 66), (7, 21), (1, 5)):
         pieces = [order[i : i + size] for i in range(0, images, size)]
         parts = [attack_images(model, _pick(batch, p), run, CONDITIONS) for p in pieces]
         expected = np.isin(whole["image_id"], order[:images])

@@ -1,0 +1,108 @@
+"""A trial's two kinds of work on Ray: training on Ray Train, shards on actors."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import train as ray_train
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from s3ta.tally import Tally
+from s3ta_platform.cluster import process_group
+from s3ta_platform.events import Emit, Event, Phase
+from s3ta_platform.executors import run_on_ray
+from s3ta_platform.jobs import TrainJob
+from s3ta_platform.schema import ClusterSettings
+from s3ta_platform.shards import DoWork, Work
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """Work on the cluster that this process is connected to."""
+
+    settings: ClusterSettings
+    scratch: str
+    """For Ray's own files, which nothing of ours ever reads: checkpoints are in the results."""
+
+    def train(self, job: TrainJob, emit: Emit) -> None:
+        """One fit. A worker that dies is replaced, and all go on from the last checkpoint."""
+        s = self.settings
+        DataParallelTrainer(
+            _train_worker,
+            train_loop_config={"job": job, "emit": emit},
+            scaling_config=ray_train.ScalingConfig(
+                num_workers=s.train_workers,
+                use_gpu=s.gpus_per_worker > 0,
+                resources_per_worker=_resources(s),
+            ),
+            run_config=ray_train.RunConfig(
+                name=f"{job.key}-s0",
+                storage_path=self.scratch,
+                failure_config=ray_train.FailureConfig(
+                    max_failures=s.attempts - 1, controller_failure_limit=2
+                ),
+            ),
+        ).fit()
+
+    def fan_out(
+        self, build: Callable[[], DoWork], jobs: Iterable[Work], /
+    ) -> Iterator[tuple[Work, Tally]]:
+        s = self.settings
+        return run_on_ray(
+            build,
+            jobs,
+            workers=s.evaluate_workers,
+            cpus_per_worker=s.threads,
+            gpus_per_worker=s.gpus_per_worker,
+            threads=s.threads,
+            attempts=s.attempts,
+        )
+
+
+def _resources(s: ClusterSettings) -> dict[str, float]:
+    gpus = {"GPU": s.gpus_per_worker} if s.gpus_per_worker else {}
+    return {"CPU": float(s.threads), **gpus}
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """What runs in each of Ray Train's workers."""
+    from s3ta_platform.train import Alone, Gloo, train
+
+    with process_group() as (rank, world):
+        train(config["job"], Alone() if world == 1 else Gloo(rank, world), config["emit"])
+
+
+class Mailbox:
+    """An actor: keeps the latest event of each trial and phase until somebody asks."""
+
+    def __init__(self) -> None:
+        self.latest: dict[tuple[str, Phase], Event] = {}
+        self.durable: list[Event] = []
+
+    def put(self, event: Event) -> None:
+        if event.durable:
+            self.durable.append(event)
+        else:
+            self.latest[event.trial, event.phase] = event
+
+    def take(self) -> list[Event]:
+        """What has come since the last call."""
+        events = [*self.latest.values(), *self.durable]
+        self.latest, self.durable = {}, []
+        return sorted(events, key=lambda e: (e.phase.value != "train", e.done))
+
+
+@dataclass(frozen=True)
+class Post:
+    """An `Emit` for other processes: it hands events to the mailbox and waits for nothing."""
+
+    mailbox: Any
+
+    def __call__(self, event: Event) -> None:
+        self.mailbox.put.remote(event)
+
+
+def open_mailbox() -> Any:
+    """The handle of a new mailbox."""
+    return ray.remote(Mailbox).options(num_cpus=0).remote()

@@ -1,0 +1,119 @@
+"""A sweep on Ray Tune: trials side by side, each trained on Ray Train, its attacks fanned out.
+
+A new Tuner is started over the trials that are missing; Tune's own restore is never used. A trial
+function holds no CPU itself: its training workers and shard workers do, and the first are given
+back before the second are asked for.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayError
+
+from s3ta.errors import UserError
+from s3ta_platform.cluster import Cluster, local_cluster
+from s3ta_platform.events import Emit
+from s3ta_platform.executors import JobsFailedError
+from s3ta_platform.plan import TrialPlan
+from s3ta_platform.ray_backend import OnRay, Post, open_mailbox
+from s3ta_platform.schema import ClusterSettings
+from s3ta_platform.trial import run_trial
+
+POLL_S = 0.5
+
+# Ctrl-C is ours: Tune would wait for its trials.
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+
+
+def run_on_ray(
+    todo: list[TrialPlan], settings: ClusterSettings, emit: Emit, log: Path
+) -> dict[str, str]:
+    """Run the trials; gives the errors of those that failed, by key."""
+    with (
+        local_cluster(cpus=settings.cpus, address=settings.address, log_file=log) as cluster,
+        tempfile.TemporaryDirectory(prefix="s3ta-ray-", ignore_cleanup_errors=True) as scratch,
+    ):
+        require_room(cluster, settings)
+        with _delivered(emit) as post:
+            return _tune(todo, settings, cluster, post, scratch)
+
+
+def require_room(cluster: Cluster, settings: ClusterSettings) -> None:
+    """UserError if one trial's workers can never fit."""
+    wanted = settings.train_workers * settings.threads
+    if wanted > cluster.cpus:
+        raise UserError(
+            f"cluster.train_workers is {settings.train_workers} with {settings.threads} thread(s) "
+            f"each, but the cluster has {cluster.cpus} CPUs: a trial would wait for ever. "
+            "Lower one of the two, or use a larger cluster."
+        )
+
+
+def _tune(
+    todo: list[TrialPlan], settings: ClusterSettings, cluster: Cluster, post: Emit, scratch: str
+) -> dict[str, str]:
+    plans = {t.key: t for t in todo}
+    at_once = max(1, cluster.cpus // (settings.train_workers * settings.threads))
+    results = tune.Tuner(
+        # Some resource a trial must ask for. How many run at once is set below.
+        tune.with_resources(
+            partial(_trial, plans=plans, backend=OnRay(settings, scratch), emit=post),
+            {"CPU": 0, "memory": 100 * 2**20},
+        ),
+        param_space={"key": tune.grid_search(list(plans))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
+        run_config=tune.RunConfig(name="sweep", storage_path=scratch, verbose=0),
+    ).fit()
+    failed = {}
+    for i in range(len(results)):
+        if (error := results[i].error) is not None and (config := results[i].config) is not None:
+            failed[config["key"]] = _words(error)
+    return failed
+
+
+def _trial(config: dict[str, Any], plans: dict[str, TrialPlan], backend: OnRay, emit: Emit) -> None:
+    """One trial, in a process of its own."""
+    run_trial(plans[config["key"]], backend, emit)
+    tune.report({"complete": 1})
+
+
+@contextmanager
+def _delivered(emit: Emit) -> Iterator[Post]:
+    """Where workers may post events; a thread of this process hands them to `emit`."""
+    mailbox, stop = open_mailbox(), threading.Event()
+
+    def deliver() -> None:
+        while not stop.wait(POLL_S):
+            for event in ray.get(mailbox.take.remote()):
+                emit(event)
+
+    thread = threading.Thread(target=deliver, name="events", daemon=True)
+    thread.start()
+    try:
+        yield Post(mailbox)
+    finally:
+        stop.set()
+        thread.join()
+        try:
+            for event in ray.get(mailbox.take.remote(), timeout=10):
+                emit(event)
+        except RayError:
+            pass  # the cluster is gone; what was durable is in the storage
+
+
+def _words(error: BaseException) -> str:
+    """What a person needs of an error that crossed processes: the last cause's own message."""
+    cause: BaseException = error
+    while (deeper := getattr(cause, "cause", None) or cause.__cause__) is not None:
+        cause = deeper
+    if isinstance(cause, UserError | JobsFailedError):
+        return str(cause)
+    return " ".join(f"{type(cause).__name__}: {cause}".split())[-500:]

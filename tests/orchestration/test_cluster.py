@@ -1,0 +1,164 @@
+"""One local cluster for all tests of this file, started in this process."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+import ray
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.train import RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import placement_group, placement_group_table
+
+from s3ta_platform.cluster import (
+    Cluster,
+    alive,
+    local_cluster,
+    process_group,
+    remove_leftovers,
+    remove_orphans,
+)
+
+
+@pytest.fixture(scope="module")
+def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("logs") / "ray.log"
+
+
+@pytest.fixture(scope="module")
+def running(log_file: Path) -> Iterator[Cluster]:
+    before = dict(os.environ)
+    with local_cluster(cpus=2, log_file=log_file) as cluster:
+        yield cluster
+    ray_writes = {name for name in os.environ if name.startswith("RAY_") and name not in before}
+    assert ray_writes <= {"RAY_AUTH_MODE"}, "the cluster's settings must not outlive it"
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Iterator[Cluster]:
+    yield running
+    remove_leftovers()
+
+
+def maker(detached: bool) -> Any:
+    """An actor with a placement group of its own, as Train's controller has one."""
+
+    class Maker:
+        def __init__(self) -> None:
+            self.group = placement_group([{"CPU": 1}], lifetime="detached" if detached else None)
+            ray.get(self.group.ready())
+
+        def group_id(self) -> str:
+            return str(self.group.id.hex())
+
+    lifetime = "detached" if detached else None
+    return ray.remote(Maker).options(num_cpus=0, lifetime=lifetime).remote()
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """The addresses on which a process and its descendants listen."""
+    found: set[str] = set()
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            connections = member.net_connections(kind="inet")
+        except psutil.NoSuchProcess:
+            continue
+        found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+    return found
+
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_every_listening_socket_is_on_loopback(cluster: Cluster) -> None:
+    actor = maker(detached=False)
+    assert ray.get(ray.remote(lambda: 3).remote()) == 3
+    assert ray.get(actor.group_id.remote())
+    found = listening(psutil.Process())
+    assert found
+    assert found <= LOOPBACK
+
+
+@pytest.mark.slow
+def test_training_workers_add_up_over_loopback_only(cluster: Cluster, tmp_path: Path) -> None:
+    def loop(config: dict[str, Any]) -> None:
+        import torch
+
+        with process_group() as (rank, size):
+            total = torch.tensor([10.0**rank], dtype=torch.float64)
+            torch.distributed.all_reduce(total)
+            assert size == 2
+            assert total.item() == 11.0
+            found = listening(psutil.Process())
+            Path(config["folder"], f"{rank}.txt").write_text(" ".join(found))
+            torch.distributed.barrier()
+
+    run_config = RunConfig(name="sum", storage_path=str(tmp_path))
+    DataParallelTrainer(
+        loop,
+        train_loop_config={"folder": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=run_config,
+    ).fit()
+    for rank in range(2):
+        found = set((tmp_path / f"{rank}.txt").read_text().split())
+        assert found
+        assert found <= LOOPBACK
+
+
+def test_a_client_without_the_token_is_refused(cluster: Cluster) -> None:
+    request = gcs_service_pb2.GetAllActorInfoRequest()
+    with grpc.insecure_channel(cluster.address) as channel:
+        stub = gcs_service_pb2_grpc.ActorInfoGcsServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub.GetAllActorInfo(request, timeout=10)
+    assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+def test_what_a_driver_left_is_removed_detached_or_not(cluster: Cluster) -> None:
+    actors = [maker(detached=False), maker(detached=True)]
+    groups = {f"placement group {ray.get(actor.group_id.remote())}" for actor in actors}
+    assert ray.available_resources().get("CPU", 0) == 0
+    left = alive()
+    assert len(left[0]) == 2
+    assert set(left[1]) == groups
+    removed = remove_leftovers()
+    assert set(removed) == {*left[0], *left[1]}
+    assert alive() == ([], [])
+    assert remove_leftovers() == []
+
+
+def test_only_the_groups_of_dead_actors_are_orphans(cluster: Cluster) -> None:
+    dead, living = maker(detached=False), maker(detached=False)
+    lost, kept = ray.get([dead.group_id.remote(), living.group_id.remote()])
+    assert remove_orphans() == []
+    ray.kill(dead)
+    while len(alive()[0]) > 1:
+        pass
+    assert f"placement group {lost}" in alive()[1], "Ray tidies up itself now: drop remove_orphans"
+    assert remove_orphans() == [f"placement group {lost}"]
+    assert alive()[1] == [f"placement group {kept}"]
+    assert placement_group_table()[lost]["state"] == "REMOVED"
+
+
+def test_what_workers_print_goes_to_the_log_file(
+    cluster: Cluster, log_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def shout() -> None:
+        print("a word from a worker")
+
+    ray.get(ray.remote(shout).remote())
+    while "a word from a worker" not in log_file.read_text():
+        pass
+    assert capfd.readouterr() == ("", "")
+
+
+def test_logical_cpus_are_what_was_asked_for(cluster: Cluster) -> None:
+    assert cluster.cpus == 2
+    assert socket.gethostbyname(cluster.address.split(":")[0]).startswith("127.")
+    assert cluster.logs.is_dir()

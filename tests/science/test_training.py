@@ -1,0 +1,376 @@
+"""One adversarial training step against the same step written out, and against other workers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from s3ta.draws import Key, Purpose
+from s3ta.evaluation import Batch
+from s3ta.model import S3TA, PlainResNet
+from s3ta.settings import Augmentation, Goal, TrainAttackSettings, TrainSettings
+from s3ta.training import (
+    Moment,
+    StepReport,
+    StepSums,
+    add_microbatch,
+    attack_microbatch,
+    epoch_order,
+    optimizer,
+    steps_per_epoch,
+)
+from s3ta.vision import BatchNorm
+
+Model = PlainResNet | S3TA
+Models = Callable[..., Model]
+Batches = Callable[..., Batch]
+CLASSES = 5
+SETTINGS = TrainSettings(
+    attack=TrainAttackSettings(epsilon_255=16, steps=3),
+    batch=12,
+    microbatch=4,
+    learning_rate=0.1,
+    weight_decay=1e-2,
+    seed=11,
+)
+
+
+def _microbatches(batch: Batch, settings: TrainSettings) -> list[Batch]:
+    size = settings.microbatch
+    return [batch.part(i, i + size) for i in range(0, len(batch), size)]
+
+
+def _step(
+    model: Model,
+    sgd: torch.optim.SGD,
+    batch: Batch,
+    settings: TrainSettings,
+    moment: Moment,
+    workers: tuple[tuple[int, ...], ...],
+) -> StepReport:
+    """A step whose microbatches are dealt to simulated workers; the last one adds up all sums."""
+    parts = _microbatches(batch, settings)
+    buffers = []
+    for share in workers:
+        sums = StepSums(model)
+        for index in share:
+            add_microbatch(model, sums, parts[index], settings, moment, index, CLASSES)
+        buffers.append(sums.flat)
+    sums.flat = torch.stack(buffers).sum(dim=0)
+    report = sums.apply(settings)
+    sgd.step()
+    return report
+
+
+# The same step, written out.
+
+
+def _start_by_hand(batch: Batch, images: Tensor, moment: Moment, index: int) -> Tensor:
+    s = SETTINGS
+    coin = Key(s.seed, Purpose.TRAIN_COIN, moment.epoch, moment.step).uniform([index], (1,))
+    if coin[0, 0] < s.attack.clean_start_share:
+        return images
+    noise = Key(s.seed, Purpose.TRAIN_NOISE, moment.epoch).uniform(batch.image_ids_B, (1, 6, 6))
+    return (images + (2 * torch.from_numpy(noise).double() - 1) * 16 / 255).clamp(0, 1)
+
+
+def _attacked_by_hand(model: Model, batch: Batch, moment: Moment, index: int) -> Tensor:
+    s, ids = SETTINGS, batch.image_ids_B
+    images = torch.from_numpy(batch.images_BCHW).float() / 255
+    flip = Key(s.seed, Purpose.FLIP, moment.epoch).uniform(ids, (1,))[:, 0] < 0.5
+    images = torch.stack(
+        [x.flip(2) if f else x for x, f in zip(images, flip, strict=True)]
+    ).double()
+    targets = Key(s.seed, Purpose.TRAIN_TARGET, moment.epoch).wrong_classes(
+        ids, batch.labels_B, CLASSES
+    )
+    x = _start_by_hand(batch, images, moment, index)
+    model.eval()
+    for _ in range(3):
+        x = x.detach().requires_grad_()
+        log_p = model(x).log_softmax(dim=1)
+        towards_target = log_p[torch.arange(len(x)), torch.from_numpy(targets)].sum()
+        (gradient,) = torch.autograd.grad(towards_target, x)
+        x = x + 16 / 255 / 3 * gradient.sign()
+        x = torch.minimum(torch.maximum(x, images - 16 / 255), images + 16 / 255).clamp(0, 1)
+    return x.detach()
+
+
+class _ByHand:
+    """SGD with Nesterov momentum on the mean gradient; the state it needs."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.momentum = model, dict[str, Tensor]()
+
+    def step(self, batch: Batch, moment: Moment) -> float:
+        model, means, variances, losses = self.model, [], [], []
+        norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
+        inputs: list[Tensor] = []
+        hooks = [n.register_forward_pre_hook(lambda _, x: inputs.append(x[0])) for n in norms]
+        for index, part in enumerate(_microbatches(batch, SETTINGS)):
+            attacked = _attacked_by_hand(model, part, moment, index)
+            inputs.clear()
+            log_p = model.train()(attacked).log_softmax(dim=1)
+            true = log_p[torch.arange(4), torch.from_numpy(part.labels_B)]
+            losses.append((-0.9 * true - 0.1 * log_p.mean(dim=1)).mean())
+            means.append([x.detach().mean(dim=(0, 2, 3)) for x in inputs])
+            variances.append([x.detach().var(dim=(0, 2, 3)) for x in inputs])
+        loss = torch.stack(losses).mean()
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for name, p, gradient in zip(names, parameters, gradients, strict=True):
+                self._descend(name, p, gradient)
+            for i, norm in enumerate(norms):
+                for seen, running in ((means, "running_mean"), (variances, "running_var")):
+                    mean = torch.stack([s[i] for s in seen]).mean(dim=0)
+                    norm.get_buffer(running).mul_(0.9).add_(0.1 * mean)
+        for hook in hooks:
+            hook.remove()
+        return loss.item()
+
+    def _descend(self, name: str, p: Tensor, gradient: Tensor) -> None:
+        if p.ndim > 1:  # convolutions, linear layers, the LSTM's matrices
+            gradient = gradient + 1e-2 * p
+        self.momentum[name] = 0.9 * self.momentum.get(name, torch.zeros_like(p)) + gradient
+        p.sub_(0.1 * (gradient + 0.9 * self.momentum[name]))
+
+
+GOLDEN_LOSSES: dict[int | None, list[float]] = {None: [], 2: []}
+
+
+@pytest.mark.parametrize("unroll", [None, 2])
+def test_training_steps_equal_the_same_steps_written_out_and_give_the_golden_losses(
+    unroll: int | None, tiny_model: Models, tiny_batch: Batches
+) -> None:
+    """In float64: in float32 a gradient's sign flips between processors."""
+    model, twin = tiny_model(unroll).double(), tiny_model(unroll).double()
+    by_hand, sgd, losses = _ByHand(twin), optimizer(model, SETTINGS), []
+    for step in range(3):
+        batch, moment = tiny_batch(12, first_id=12 * step), Moment(epoch=4, step=step)
+        report = _step(model, sgd, batch, SETTINGS, moment, ((0, 1, 2),))
+        assert report.loss == pytest.approx(by_hand.step(batch, moment), rel=1e-12)
+        losses.append(report.loss)
+        expected = twin.state_dict()
+        for name, values in model.state_dict().items():
+            torch.testing.assert_close(values, expected[name], rtol=1e-11, atol=1e-12)
+    assert losses == pytest.approx(GOLDEN_LOSSES[unroll], rel=1e-9)
+
+
+@pytest.mark.parametrize("unroll", [None, 2])
+def test_one_two_and_three_workers_end_in_the_same_bits(
+    unroll: int | None, tiny_model: Models, tiny_batch: Batches
+) -> None:
+    settings, ends = replace(SETTINGS, batch=24), []
+    dealings = [
+        ((0, 1, 2, 3, 4, 5),),
+        ((5, 3, 1, 0, 2, 4),),
+        ((0, 2, 4), (1, 3, 5)),
+        ((4, 5), (2, 3), (0, 1)),
+        ((3,), (0, 5, 1, 4), (2,)),
+    ]
+    for workers in dealings:
+        model = tiny_model(unroll)
+        sgd = optimizer(model, settings)
+        for step in range(4):
+            batch = tiny_batch(24, first_id=24 * step)
+            _step(model, sgd, batch, settings, Moment(0, step), workers)
+        ends.append({k: v.clone() for k, v in model.state_dict().items()})
+    assert not torch.equal(
+        ends[0]["vision.conv1.weight"], tiny_model(unroll).vision.conv1.weight
+    )
+    for end in ends[1:]:
+        assert all(torch.equal(end[name], values) for name, values in ends[0].items())
+
+
+def test_a_microbatch_alone_moves_neither_weights_nor_running_statistics(
+    tiny_model: Models, tiny_batch: Batches
+) -> None:
+    model = tiny_model(2)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    sums = StepSums(model)
+    add_microbatch(model, sums, tiny_batch(4), SETTINGS, Moment(0, 0), 0, CLASSES)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert sums.flat.any()
+    sums.reset()
+    assert not sums.flat.any()
+
+
+def test_a_step_reports_mean_loss_and_top1_of_the_attacked_images_in_training_mode(
+    tiny_model: Models, tiny_batch: Batches
+) -> None:
+    model, batch, moment = tiny_model(2), tiny_batch(12), Moment(0, 0)
+    parts = _microbatches(batch, SETTINGS)
+    right = 0
+    for index, part in enumerate(parts):
+        attacked, labels_B = attack_microbatch(
+            model, part, SETTINGS, moment, index, CLASSES, "cpu"
+        )
+        right += int((model.train()(attacked).argmax(1) == labels_B).sum())
+    sgd = optimizer(model, SETTINGS)
+    report = _step(model, sgd, batch, SETTINGS, moment, ((0, 1, 2),))
+    assert report.adversarial_top1 == pytest.approx(right / 12)
+
+
+def test_label_smoothing_is_in_the_training_loss_and_not_in_the_attacks(
+    tiny_model: Models, tiny_batch: Batches
+) -> None:
+    model, batch, moment = tiny_model(2), tiny_batch(4), Moment(0, 0)
+    sharp = replace(SETTINGS, label_smoothing=0.0, batch=4)
+    smooth = replace(SETTINGS, label_smoothing=0.5, batch=4)
+    attacked = [
+        attack_microbatch(model, batch, s, moment, 0, CLASSES, "cpu")[0] for s in (sharp, smooth)
+    ]
+    assert torch.equal(*attacked)
+    log_p = model.train()(attacked[0]).log_softmax(1).detach()
+    true = -log_p[torch.arange(4), torch.from_numpy(batch.labels_B)].mean().item()
+    every = -log_p.mean().item()
+    for settings, expected in ((sharp, true), (smooth, 0.5 * true + 0.5 * every)):
+        sgd = optimizer(model, replace(settings, learning_rate=1e-30))
+        report = _step(model, sgd, batch, settings, moment, ((0,),))
+        assert report.loss == pytest.approx(expected, rel=1e-5)
+
+
+class _Blind(nn.Module):
+    """Answers the same to every image, so that an attack stays where it starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(36, CLASSES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight
+
+
+BLIND = replace(SETTINGS, augmentation=Augmentation.none)
+
+
+def _is_clean_start(batch: Batch, settings: TrainSettings, moment: Moment, index: int) -> bool:
+    start, _ = attack_microbatch(_Blind(), batch, settings, moment, index, CLASSES, "cpu")
+    same_B = (start == torch.from_numpy(batch.images_BCHW).float() / 255).flatten(1).all(dim=1)
+    assert same_B.all() or not same_B.any()  # one coin for the whole microbatch
+    return bool(same_B.all())
+
+
+def test_a_fifth_of_the_microbatches_start_from_clean_images(tiny_batch: Batches) -> None:
+    batch = tiny_batch(3)
+    clean = [
+        _is_clean_start(batch, BLIND, Moment(0, step), index)
+        for step in range(100)
+        for index in range(8)
+    ]
+    assert 0.16 < np.mean(clean) < 0.24  # standard deviation 0.014
+    # Coins of a step differ, and so do those of a place in other steps.
+    table = np.array(clean).reshape(100, 8)
+    assert len({tuple(row) for row in table.tolist()}) > 20
+    assert all(0 < share < 0.5 for share in table.mean(axis=0))
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, False), (1.0, True)])
+def test_a_share_of_none_or_all_is_kept_exactly(
+    share: float, expected: bool, tiny_batch: Batches
+) -> None:
+    attack = replace(BLIND.attack, clean_start_share=share)
+    settings = replace(BLIND, attack=attack)
+    for step in range(20):
+        assert _is_clean_start(tiny_batch(2), settings, Moment(0, step), 0) is expected
+
+
+def test_noise_belongs_to_image_and_epoch_and_not_to_the_microbatch(tiny_batch: Batches) -> None:
+    settings = replace(BLIND, attack=replace(BLIND.attack, clean_start_share=0.0))
+
+    def start(batch: Batch, epoch: int, step: int, index: int) -> Tensor:
+        moment = Moment(epoch, step)
+        return attack_microbatch(_Blind(), batch, settings, moment, index, CLASSES, "cpu")[0]
+
+    together = start(tiny_batch(4), epoch=0, step=0, index=0)
+    assert torch.equal(start(tiny_batch(4).part(2, 4), epoch=0, step=7, index=3), together[2:])
+    assert not torch.equal(start(tiny_batch(4), epoch=1, step=0, index=0), together)
+    clean = torch.from_numpy(tiny_batch(4).images_BCHW).float() / 255
+    assert (together - clean).abs().max() <= 16 / 255 + 1e-6
+    assert ((together - clean).abs().amax(dim=(1, 2, 3)) > 8 / 255).all()
+
+
+def test_a_flip_mirrors_left_and_right_and_belongs_to_image_and_epoch(tiny_batch: Batches) -> None:
+    settings = replace(SETTINGS, attack=replace(SETTINGS.attack, steps=0))
+    batch = tiny_batch(200, height=4, width=5)
+    images = torch.from_numpy(batch.images_BCHW).float() / 255
+
+    def flipped(batch: Batch, images: Tensor, epoch: int, step: int) -> list[bool]:
+        seen, _ = attack_microbatch(_Blind(), batch, settings, Moment(epoch, step), 0, CLASSES, "cpu")
+        mirror_B = (seen == images.flip(3)).flatten(1).all(1)
+        assert (mirror_B ^ (seen == images).flatten(1).all(1)).all()
+        return mirror_B.tolist()
+
+    first = flipped(batch, images, epoch=0, step=0)
+    assert 70 < sum(first) < 130
+    assert flipped(batch.part(50, 60), images[50:60], epoch=0, step=9) == first[50:60]
+    assert flipped(batch, images, epoch=1, step=0) != first
+
+
+def test_without_augmentation_and_attack_a_microbatch_is_its_images(tiny_batch: Batches) -> None:
+    settings = replace(BLIND, attack=replace(BLIND.attack, steps=0))
+    batch = tiny_batch(3)
+    images, labels_B = attack_microbatch(
+        _Blind().double(), batch, settings, Moment(0, 0), 0, CLASSES, "cpu"
+    )
+    assert images.dtype == torch.float64
+    assert torch.equal(images.float(), torch.from_numpy(batch.images_BCHW).float() / 255)
+    assert labels_B.tolist() == batch.labels_B.tolist()
+
+
+def test_the_training_attack_drives_the_target_in_or_the_label_away(
+    tiny_model: Models, tiny_batch: Batches
+) -> None:
+    model, batch = tiny_model(2), tiny_batch(8)
+    targets = Key(11, Purpose.TRAIN_TARGET).wrong_classes(
+        batch.image_ids_B, batch.labels_B, CLASSES
+    )
+    labels = batch.labels_B
+    images = torch.from_numpy(batch.images_BCHW).float() / 255
+    for goal, classes, sign in ((Goal.random_target, targets, 1), (Goal.untargeted, labels, -1)):
+        attack = replace(SETTINGS.attack, goal=goal, steps=10, clean_start_share=1.0)
+        settings = replace(BLIND, attack=attack)
+        attacked, _ = attack_microbatch(model, batch, settings, Moment(0, 0), 0, CLASSES, "cpu")
+        rows = torch.arange(8), torch.from_numpy(classes)
+        gain_B = (model(attacked).log_softmax(1) - model(images).log_softmax(1))[rows]
+        assert (sign * gain_B > 0).all()
+
+
+def test_the_attack_sees_batchnorm_in_test_mode(tiny_model: Models, tiny_batch: Batches) -> None:
+    """So an image's attack does not depend on its microbatch."""
+    model, settings = tiny_model(2).train(), replace(SETTINGS, attack=replace(SETTINGS.attack))
+    batch = tiny_batch(4)
+    whole, _ = attack_microbatch(model, batch, settings, Moment(0, 0), 0, CLASSES, "cpu")
+    half, _ = attack_microbatch(model, batch.part(0, 2), settings, Moment(0, 0), 0, CLASSES, "cpu")
+    torch.testing.assert_close(half, whole[:2], rtol=0, atol=1e-6)
+    assert model.training
+
+
+@pytest.mark.parametrize("unroll", [None, 2])
+def test_weight_decay_is_on_convolution_and_linear_weights_only(
+    unroll: int | None, tiny_model: Models
+) -> None:
+    model: Any = tiny_model(unroll)
+    decayed, free = optimizer(model, SETTINGS).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (1e-2, 0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    matrices = {n for n, p in model.named_parameters() if p.ndim in (2, 4)}
+    assert {names[id(p)] for p in decayed["params"]} == matrices
+    assert {names[id(p)] for p in free["params"]} == set(names.values()) - matrices
+    assert decayed["nesterov"]
+    assert decayed["momentum"] == 0.9
+
+
+def test_an_epoch_is_a_new_order_of_all_ids_cut_into_whole_batches() -> None:
+    ids = np.arange(100, 200)
+    orders = [epoch_order(ids, SETTINGS, epoch).tolist() for epoch in (0, 1, 0)]
+    assert sorted(orders[0]) == ids.tolist()
+    assert orders[0] == orders[2] != orders[1]
+    assert epoch_order(ids, replace(SETTINGS, seed=12), 0).tolist() != orders[0]
+    assert steps_per_epoch(100, SETTINGS) == 8
