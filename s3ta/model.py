@@ -92,7 +92,7 @@ class S3TA(Classifier):
         for _ in range(unroll or self.unroll):
             state, maps_BQP = self._glance(state, keys_BPK, values_BPV)
             logits.append(self.readout(state[0]))
-            maps.append(maps_BQP.unflatten(2, (height, width)))
+            maps.append(maps_BQP.view(-1, self.heads, height, width))
         return Trace(torch.stack(logits, 1), torch.stack(maps, 1))
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 from ray import train as ray_train
+from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from s3ta.tally import Tally
@@ -39,7 +40,7 @@ class OnRay:
             run_config=ray_train.RunConfig(
                 name=f"{job.key}-s0",
                 storage_path=self.scratch,
-                failure_config=ray_train.FailureConfig(
+                failure_config=FailureConfig(
                     max_failures=s.attempts - 1, controller_failure_limit=2
                 ),
             ),

@@ -65,7 +65,7 @@ class EvaluateSettings:
     """Images computed together: a part of the result, unlike `shard_images`."""
     shard_images: int = 64
     """Images per job."""
-    gallery_images: int = 6
+    gallery_images: int = 8
     """Images kept whole for the report, before and after the attack."""
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ def test_the_first_query_comes_from_the_learned_initial_state(tiny_model: Models
     model = tiny_model(1).double()
     before = model.trace(_images()).maps_BTQHW
     with torch.no_grad():
-        model.initial_hidden += 0.5
+        model.initial_hidden.add_(0.5)
     assert (model.trace(_images()).maps_BTQHW - before).abs().amax() > 1e-3
 
 
@@ -68,7 +68,7 @@ def test_the_second_query_comes_from_the_carried_state(tiny_model: Models) -> No
     model = tiny_model(2).double()
     before = model.trace(_images()).maps_BTQHW
     with torch.no_grad():
-        model.initial_cell += 1.0
+        model.initial_cell.add_(1.0)
     after = model.trace(_images()).maps_BTQHW
     assert torch.equal(before[:, 0], after[:, 0])
     assert (before[:, 1] - after[:, 1]).abs().amax() > 1e-3
@@ -83,9 +83,10 @@ def test_a_feature_at_a_place_ends_at_that_place_of_the_map(
     features[0, 0, *place] = 1.0  # the first key channel
     monkeypatch.setattr(model.vision, "features", lambda _: features)
     with torch.no_grad():
-        model.query[2].weight.zero_()
-        model.query[2].bias.zero_()
-        model.query[2].bias[0] = 100.0  # head 0 looks for that channel, head 1 for nothing
+        model.get_parameter("query.2.weight").zero_()
+        model.get_parameter("query.2.bias").zero_()
+        # Head 0 looks for that channel, head 1 for nothing.
+        model.get_parameter("query.2.bias")[0] = 100.0
     maps_BTQHW = model.trace(torch.zeros(1, 1, 6, 10)).maps_BTQHW
     assert maps_BTQHW.shape == (1, 2, 2, 3, 5)
     planted_HW = torch.zeros(3, 5)
@@ -101,7 +102,7 @@ def test_forward_equals_the_equations_written_out_place_by_place(tiny_model: Mod
 
 
 def _by_hand(model: S3TA, image: Tensor, steps: int) -> Tensor:
-    w, keys = dict(model.named_parameters()), 4
+    w, keys = {name: p.detach() for name, p in model.named_parameters()}, 4
     # The buffers are float32 numbers.
     mean, std = torch.tensor(0.4).double(), torch.tensor(0.2).double()
     features_DHW = model.vision.features((image[None] - mean) / std)[0]
@@ -111,7 +112,7 @@ def _by_hand(model: S3TA, image: Tensor, steps: int) -> Tensor:
     hidden, cell = w["initial_hidden"], w["initial_cell"]
     for _ in range(steps):
         middle = (w["query.0.weight"] @ hidden + w["query.0.bias"]).clamp(min=0)
-        queries = (w["query.2.weight"] @ middle + w["query.2.bias"]).split(keys + 4)
+        queries = (w["query.2.weight"] @ middle + w["query.2.bias"]).view(2, keys + 4)
         answers = []
         for query in queries:
             weights, values = [], []

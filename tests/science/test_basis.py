@@ -26,8 +26,8 @@ def test_a_channel_is_the_product_of_a_row_and_a_column_cosine(
 
 
 def test_rows_and_columns_swap_with_their_frequencies() -> None:
-    wide = spatial_basis(4, 7, 3).unflatten(2, (3, 3))
-    high = spatial_basis(7, 4, 3).unflatten(2, (3, 3))
+    wide = spatial_basis(4, 7, 3).view(4, 7, 3, 3)
+    high = spatial_basis(7, 4, 3).view(7, 4, 3, 3)
     torch.testing.assert_close(wide, high.permute(1, 0, 3, 2))
 
 

@@ -107,10 +107,9 @@ def test_a_draw_does_not_depend_on_the_other_images_or_their_order() -> None:
 
 
 def test_seed_purpose_epoch_step_and_image_each_give_another_stream() -> None:
-    keys = [KEY, *(replace(KEY, **{f: 100}) for f in ("seed", "epoch", "step"))]
+    keys = [KEY, replace(KEY, seed=100), replace(KEY, epoch=100), replace(KEY, step=100)]
     keys += [replace(KEY, purpose=p) for p in Purpose if p is not KEY.purpose]
-    # Swapped numbers are other streams too.
-    keys += [replace(KEY, epoch=3, step=2)]
+    keys += [replace(KEY, epoch=KEY.step, step=KEY.epoch)]
     words = [w for key in keys for i in (4, 5) for w in key.bits(i, 64).tolist()]
     assert len(set(words)) == len(words)
 

@@ -1,6 +1,7 @@
 """Per-example records: the same bits however the work is cut."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from s3ta.trajectory import Trajectory, trajectories
 
 Models = Callable[..., PlainResNet | S3TA]
 Batches = Callable[..., Batch]
-CONDITIONS = Conditions(classes=5, seed=3, tile=16)
+CONDITIONS = Conditions(classes=5, seed=3, tile=32)
 COLUMNS = {
     "image_id": "int64",
     "label": "int32",
@@ -75,9 +76,9 @@ def test_an_image_is_answered_alike_at_every_place_of_a_tile(
     10 classes read from a hidden layer of 50: it adds in another order where rows are not aligned.
     """
     image = torch.from_numpy(tiny_batch(1).images_BCHW) / 255
-    tile = image.repeat(16, 1, 1, 1).requires_grad_()
+    tile = image.repeat(32, 1, 1, 1).requires_grad_()
     logits_BC = tiny_model(unroll)(tile)
-    (gradient,) = torch.autograd.grad(cross_entropy(logits_BC, torch.ones(16).long()).sum(), tile)
+    (gradient,) = torch.autograd.grad(cross_entropy(logits_BC, torch.ones(32).long()).sum(), tile)
     assert (logits_BC == logits_BC[0]).all()
     assert (gradient == gradient[0]).all()
 
@@ -210,10 +211,7 @@ def test_tallies_of_parts_add_up_to_the_tally_of_everything_in_any_order(
     rows: Rows, cuts: tuple[int, ...]
 ) -> None:
     edges = [0, *cuts, 21]
-    parts = [
-        Tally.of({k: v[3 * a : 3 * b] for k, v in rows.items()})
-        for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    parts = [Tally.of({k: v[3 * a : 3 * b] for k, v in rows.items()}) for a, b in pairwise(edges)]
     assert sum(parts, Tally()) == Tally.of(rows)
     assert sum(reversed(parts), Tally()) == Tally.of(rows)
     assert Tally.of(rows) + Tally() == Tally.of(rows)

@@ -1,4 +1,4 @@
-"""The ResNet: torchvision's names, the paper's sizes, and a BatchNorm that updates nothing itself."""
+"""The ResNet: torchvision's names, the paper's sizes, and a BatchNorm that moves nothing itself."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def _torchvision_shapes(block: Block, depths: list[int]) -> dict[str, tuple[int,
                 shapes[f"{name}.conv{i}.weight"] = (out, channels, kernel, kernel)
                 norm(f"{name}.bn{i}", out)
                 channels = out
-            # torchvision's rule is 'stride != 1 or channels differ'; both hold at stage starts only.
+            # Where the stride is not 1 or channels differ: only at the start of a stage.
             if at == 0 and (stage > 1 or inputs != outputs):
                 shapes[f"{name}.downsample.0.weight"] = (outputs, inputs, 1, 1)
                 norm(f"{name}.downsample.1", outputs)
@@ -97,7 +97,7 @@ def test_a_block_adds_branch_and_shortcut_before_the_relu() -> None:
     block, x = BasicBlock(3, 3, 1).eval(), -torch.rand(2, 3, 5, 4)
     assert not block(x).any()  # relu(0 + x), where 0 + relu(..) of a pre-activation net gives x
     with torch.no_grad():
-        block.bn2.bias += 2.0
+        block.bn2.bias.add_(2.0)
     torch.testing.assert_close(block(x), x + 2)
 
 
