@@ -4,6 +4,7 @@ Values are validated when a dataclass is built, so that no work starts on a bad 
 are lower case because YAML names them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -49,9 +50,7 @@ class Augmentation(Enum):
 def require(good: bool, name: str, value: object, constraint: str) -> None:
     """Raise a UserError that names the value and the constraint unless `good`."""
     if not good:
-        raise UserError(
-            f"{name} is {value!r}: it must be {constraint}. Change it in the YAML file."
-        )
+        raise UserError(f"{name} is {value!r}: it must be {constraint}. Change that setting.")
 
 
 def _require_positive(name: str, values: Sequence[int]) -> None:
@@ -173,7 +172,10 @@ class ModelSettings:
             [self.mean, self.std],
             "one number each per image channel (1 for grey, 3 for colour)",
         )
-        require(all(s > 0 for s in self.std), "model.std", self.std, "positive")
+        finite = all(math.isfinite(m) for m in self.mean)
+        require(finite, "model.mean", self.mean, "finite numbers")
+        positive = all(0 < s < math.inf for s in self.std)
+        require(positive, "model.std", self.std, "positive, finite numbers")
 
     @property
     def channels(self) -> int:
@@ -282,14 +284,22 @@ class TrainSettings:
             self.batch,
             f"a multiple of train.microbatch ({self.microbatch})",
         )
-        for name in ("learning_rate", "warmup_start"):
+        for name in ("learning_rate", "warmup_start", "decay"):
             value = getattr(self, name)
-            require(value > 0, f"train.{name}", value, "positive")
+            require(0 < value < math.inf, f"train.{name}", value, "positive and finite")
         for name in ("momentum", "label_smoothing", "batchnorm_decay"):
             value = getattr(self, name)
             require(0 <= value < 1, f"train.{name}", value, "at least 0 and below 1")
-        require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "at least 0")
-        require(self.warmup_epochs >= 0, "train.warmup_epochs", self.warmup_epochs, "at least 0")
+        for name in ("weight_decay", "warmup_epochs"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"train.{name}", value, "at least 0 and finite")
+        rising = self.decay_epochs == sorted(set(self.decay_epochs))
+        require(
+            rising and all(0 <= epoch < math.inf for epoch in self.decay_epochs),
+            "train.decay_epochs",
+            self.decay_epochs,
+            "ascending, without repeats, at least 0 and finite",
+        )
         require(
             0 <= self.seed < 2**63, "train.seed", self.seed, "a whole number from 0 to 2^63 - 1"
         )

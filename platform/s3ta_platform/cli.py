@@ -1,6 +1,7 @@
 """The command `s3ta`. Heavy imports wait until a command needs them: --help is instant."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,10 +23,14 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-File = Annotated[Path, typer.Argument(help="The experiment file.", show_default=False)]
+File = Annotated[Path, typer.Argument(help="The experiment file.", metavar="FILE")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Settings to change, such as train.epochs=2.", show_default=False),
+    typer.Argument(
+        help="Settings to change, such as train.epochs=2.",
+        metavar="KEY=VALUE",
+        show_default=False,
+    ),
 ]
 Results = Annotated[str, typer.Option(help="The results root.", envvar="S3TA_RESULTS")]
 Tracking = Annotated[
@@ -47,9 +52,12 @@ def _plan(file: Path, overrides: list[str] | None) -> "Plan":
 @app.command()
 def run(file: File, overrides: Overrides = None) -> None:
     """Run an experiment file: train, attack, log, report. Does only what is not stored yet."""
+    from s3ta_platform.plan import check_checkpoints
     from s3ta_platform.run import run as run_plan
 
-    raise typer.Exit(run_plan(_plan(file, overrides)))
+    planned = _plan(file, overrides)
+    check_checkpoints(planned)
+    raise typer.Exit(run_plan(planned))
 
 
 @app.command()
@@ -74,16 +82,30 @@ def report(file: File, overrides: Overrides = None) -> None:
 def ui(
     results: Results = "results",
     tracking: Tracking = "",
-    port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65535)] = 5000,
 ) -> None:
     """Open MLflow's pages over the results, on this machine only."""
     from s3ta_platform.places import tracking_address
     from s3ta_platform.tracking_ui import ui_command, ui_environment
 
     argv = ui_command(tracking_address(tracking, results), None, port=port)
+    _require_free(port)
     typer.echo(f"MLflow is on http://127.0.0.1:{port} - stop it with Ctrl-C.")
     typer.echo("The last run printed the link to its compare view; it is in its report, too.")
     os.execve(argv[0], argv, ui_environment())
+
+
+def _require_free(port: int) -> None:
+    """MLflow would say so between many other lines, and exit with code 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"Port {port} of 127.0.0.1 cannot be used ({error.strerror}): it must be free. "
+                "Stop what uses it, or choose another one with --port."
+            ) from error
 
 
 @app.command()
@@ -96,7 +118,7 @@ def doctor(results: Results = "results", tracking: Tracking = "") -> None:
 
 @data_app.command("import")
 def import_data(
-    name: Annotated[str, typer.Argument(help="Only fashion-mnist so far.")],
+    name: Annotated[str, typer.Argument(help="Only fashion-mnist so far.", metavar="NAME")],
     source: Annotated[
         str | None,
         typer.Option(

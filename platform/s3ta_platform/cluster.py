@@ -1,15 +1,8 @@
-"""The Ray cluster that a run starts or joins: on loopback, quiet, and left as it was found.
-
-What Ray's own tools offer for tidying up asks the dashboard, which is not running here, and gives
-up when a second Ray instance runs on the machine. So this file asks the control store (GCS) of the
-cluster that this driver is connected to, with Ray's own token, about this driver's job only.
-"""
+"""The Ray cluster that a run starts or joins: on loopback, quiet, and left as it was found."""
 
 import logging
 import os
-import socket
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +12,12 @@ from typing import Any
 import grpc
 import ray
 from ray._private import ray_constants
-from ray._private.grpc_utils import init_grpc_channel
 from ray._private.log import generate_logging_config
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
-from ray.core.generated import gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import RayError
 
 from s3ta.errors import UserError
+from s3ta_platform.leftovers import remove_leftovers
 
 log = logging.getLogger("ray.s3ta")  # below "ray", so that it ends up in the run's log file
 
@@ -94,7 +86,7 @@ def _session(
     cpus: int | None, address: str, relay: bool, settings: dict[str, str]
 ) -> Iterator[Cluster]:
     try:
-        context = ray.init(
+        context: Any = ray.init(
             address=address,
             num_cpus=cpus,
             include_dashboard=False if address == "local" else None,
@@ -107,11 +99,11 @@ def _session(
             f"cluster.address is {address!r}, and Ray did not answer there: {error}. "
             "Give the host:port of a running cluster, or `local` to start one here."
         ) from error
-    info: dict[str, Any] = context.address_info
-    logs = Path(info["session_dir"]) / "logs"
+    logs = Path(context.address_info["session_dir"]) / "logs"
+    cpu_count = int(ray.cluster_resources().get("CPU", 0))
     with _relayed(relay):
         try:
-            yield Cluster(info["gcs_address"], int(ray.cluster_resources().get("CPU", 0)), logs)
+            yield Cluster(context.address_info["gcs_address"], cpu_count, logs)
         finally:
             try:
                 remove_leftovers()
@@ -180,131 +172,3 @@ def _relayed(relay: bool) -> Iterator[None]:
         yield
     finally:
         global_worker_stdstream_dispatcher.remove_handler("s3ta")
-
-
-def _channel() -> grpc.Channel:
-    channel: grpc.Channel = init_grpc_channel(ray.get_runtime_context().gcs_address)
-    return channel
-
-
-def _actors(channel: grpc.Channel) -> list[Any]:
-    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    stub = gcs_service_pb2_grpc.ActorInfoGcsServiceStub(channel)
-    reply = stub.GetAllActorInfo(gcs_service_pb2.GetAllActorInfoRequest(), timeout=10)
-    dead = gcs_pb2.ActorTableData.DEAD
-    return [a for a in reply.actor_table_data if a.job_id == job and a.state != dead]
-
-
-def _groups(channel: grpc.Channel) -> list[Any]:
-    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    stub = gcs_service_pb2_grpc.PlacementGroupInfoGcsServiceStub(channel)
-    reply = stub.GetAllPlacementGroup(gcs_service_pb2.GetAllPlacementGroupRequest(), timeout=10)
-    removed = gcs_pb2.PlacementGroupTableData.REMOVED
-    tables = reply.placement_group_table_data
-    return [g for g in tables if g.creator_job_id == job and g.state != removed]
-
-
-def _describe(living: list[Any]) -> list[str]:
-    """`what id` of each, sorted."""
-    return sorted(
-        f"{thing.class_name} {thing.actor_id.hex()}"
-        if isinstance(thing, gcs_pb2.ActorTableData)
-        else f"placement group {thing.placement_group_id.hex()}"
-        for thing in living
-    )
-
-
-def alive() -> tuple[list[str], list[str]]:
-    """The actors and the placement groups of this driver that exist now, each as `what id`."""
-    with _channel() as channel:
-        return _describe(_actors(channel)), _describe(_groups(channel))
-
-
-def _remove_groups(channel: grpc.Channel, groups: list[Any]) -> None:
-    stub = gcs_service_pb2_grpc.PlacementGroupInfoGcsServiceStub(channel)
-    for group in groups:
-        request = gcs_service_pb2.RemovePlacementGroupRequest(
-            placement_group_id=group.placement_group_id
-        )
-        stub.RemovePlacementGroup(request, timeout=10)
-
-
-def _kill(channel: grpc.Channel, actors: list[Any]) -> None:
-    stub = gcs_service_pb2_grpc.ActorInfoGcsServiceStub(channel)
-    for actor in actors:
-        request = gcs_service_pb2.KillActorViaGcsRequest(
-            actor_id=actor.actor_id, force_kill=True, no_restart=True
-        )
-        stub.KillActorViaGcs(request, timeout=10)
-
-
-def remove_leftovers(within_s: float = 10.0) -> list[str]:
-    """Remove every actor and placement group of this driver, detached ones too, and wait for it.
-
-    For the end of a run: it makes no difference between what leaked and what is in use. Returns
-    what was removed, each as `what id`; what is still there after `within_s` is logged.
-    """
-    deadline = time.monotonic() + within_s
-    seen: set[str] = set()
-    with _channel() as channel:
-        while True:
-            actors, groups = _actors(channel), _groups(channel)
-            if not actors and not groups:
-                break
-            if time.monotonic() > deadline:
-                log.warning("not removed in %g s: %s", within_s, _describe(actors + groups))
-                break
-            seen.update(_describe(actors + groups))
-            _remove_groups(channel, groups)
-            _kill(channel, actors)
-            time.sleep(0.05)
-    for what in sorted(seen):
-        log.info("removed %s", what)
-    return sorted(seen)
-
-
-def remove_orphans() -> list[str]:
-    """Remove the placement groups of this driver whose maker, an actor, has died.
-
-    Safe at any time while a sweep runs. Ray keeps the group of a dead Train controller for as long
-    as the driver lives, and the CPUs in it are lost to the trials that follow.
-    """
-    nil = ray.ActorID.nil().binary()  # made by the driver or a task: not an orphan
-    with _channel() as channel:
-        orphans = [
-            group
-            for group in _groups(channel)
-            if group.creator_actor_dead and group.creator_actor_id not in (b"", nil)
-        ]
-        _remove_groups(channel, orphans)
-    for what in _describe(orphans):
-        log.info("removed %s", what)
-    return _describe(orphans)
-
-
-@contextmanager
-def process_group(backend: str = "gloo") -> Iterator[tuple[int, int]]:
-    """In a train worker: its (rank, world size), joined by torch.distributed if there are several.
-
-    To be used with Ray's DataParallelTrainer. Its TorchTrainer would do this too, but torch's store
-    then listens, unauthenticated, on every interface; here rank 0 listens on its node's own
-    address, which is loopback on a cluster started here.
-    """
-    import torch.distributed
-    from ray.train import get_context
-    from ray.train.collective import broadcast_from_rank_zero
-
-    rank, size = get_context().get_world_rank(), get_context().get_world_size()
-    if size == 1:
-        yield rank, size
-        return
-    server = socket.create_server((ray.util.get_node_ip_address(), 0)) if rank == 0 else None
-    host, port = broadcast_from_rank_zero(server.getsockname()[:2] if server else None)
-    store = torch.distributed.TCPStore(
-        host, port, size, server is not None, master_listen_fd=server.detach() if server else None
-    )
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
-    try:
-        yield rank, size
-    finally:
-        torch.distributed.destroy_process_group()

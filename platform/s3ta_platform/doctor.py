@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from s3ta.errors import UserError
 from s3ta_platform.places import local_root, tracking_address
@@ -31,10 +32,10 @@ def examine(results: str, tracking: str) -> int:
     console, bad = Console(), 0
     for name, check in checks.items():
         try:
-            console.print(f"[green]ok[/]    {name:12}  {check()}", highlight=False)
+            mark, words = "[green]ok[/]  ", check()
         except Exception as error:
-            bad += 1
-            console.print(f"[red]mend[/]  {name:12}  {error}", highlight=False)
+            mark, words, bad = "[red]mend[/]", str(error), bad + 1
+        console.print(f"{mark}  {name:12}  {escape(words)}", highlight=False, soft_wrap=True)
     return 1 if bad else 0
 
 

@@ -22,4 +22,8 @@ def import_with_progress(source: str | None, destination: Path) -> None:
         files = import_fashion_mnist(source, destination, show)
     for file in files:
         console.print(f"{file}", highlight=False)
-    console.print("Use it in an experiment file with 'data: fashion_mnist'.")
+    # That group names these files relative to the working directory.
+    by_group = destination == Path("datasets/fashion_mnist")
+    settings = " ".join(f"data.{file.stem}={file}" for file in files)
+    words = "'- data: fashion_mnist' in the defaults list" if by_group else settings
+    console.print(f"Use it in an experiment with {words}", highlight=False, soft_wrap=True)

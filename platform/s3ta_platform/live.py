@@ -56,12 +56,12 @@ class Display:
         self.bars: dict[tuple[str, Phase], TaskID] = {}
         self.lines: dict[tuple[str, Phase], _Line] = {}
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
             _Rate(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             speed_estimate_period=60,
         )
@@ -109,8 +109,10 @@ class Display:
         speed = f", {rate:,.0f} images/s" if rate else ""
         self.console.print(
             f"{self._name(event):{self.width}} {WORDS[event.phase]:6} "
-            f"{event.done:,} of {event.total:,} images{speed}{eta}  {event.note}",
+            f"{event.done:,} of {event.total:,} images{speed}{eta}  {event.note}".rstrip(),
             highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
 
     def _name(self, event: Event) -> str:

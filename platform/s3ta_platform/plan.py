@@ -12,11 +12,18 @@ from s3ta_platform.compose import Composed, Trial
 from s3ta_platform.data import Manifest, read_manifest
 from s3ta_platform.devices import device_class, resolve_device
 from s3ta_platform.jobs import EvaluateJob, Ids, TrainJob, open_images
+from s3ta_platform.places import tracking_address
 from s3ta_platform.record import trial_key
-from s3ta_platform.schema import Experiment
+from s3ta_platform.schema import ClusterSettings, Experiment
 from s3ta_platform.shards import evaluation_ids, plan_portraits, plan_shards
 from s3ta_platform.storage import Storage, open_storage
-from s3ta_platform.trials import Trained, checkpoint_steps, read_trained
+from s3ta_platform.tracking_ui import absolute
+from s3ta_platform.trials import (
+    Trained,
+    checkpoint_steps,
+    read_trained,
+    verify_checkpoint,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +107,16 @@ def make_plan(composed: Composed) -> Plan:
     )
 
 
+def require_room(settings: ClusterSettings, cpus: int) -> None:
+    """UserError if one trial's training workers can never fit into so many CPUs."""
+    if settings.train_workers * settings.threads > cpus:
+        raise UserError(
+            f"cluster.train_workers is {settings.train_workers}, each with {settings.threads} "
+            f"thread(s), but the cluster has {cpus} CPU(s): a trial would wait for ever. "
+            "Lower cluster.train_workers or cluster.threads, or use a larger cluster."
+        )
+
+
 def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
     """What the storage holds of a trial."""
     trained = read_trained(storage, plan.key)
@@ -125,6 +142,14 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
     )
 
 
+def check_checkpoints(plan: Plan) -> None:
+    """UserError if work still to be done would start from a damaged or foreign checkpoint."""
+    for trial in plan.trials:
+        state = trial_state(plan.storage, trial)
+        if state.step and not state.complete:
+            verify_checkpoint(plan.storage, trial.key, state.step)
+
+
 def _trajectory_count(plan: TrialPlan) -> int:
     from s3ta.trajectory import trajectories
 
@@ -146,10 +171,10 @@ def _plan_trial(
             manifests[location, e.data.classes] = read_manifest(location, e.data.classes)
     train, test = (manifests[at, e.data.classes] for at in (e.data.train, e.data.test))
     _check_classes(e, train, test)
-    steps = _check_images(e, train)
-    seen = (e.data.test, e.data.image_size, e.model.channels, e.data.classes)
-    if seen not in ids:
-        ids[seen] = open_images(e.data.test, e.data, e.model).ids_N
+    steps = _check_images(e, train, test)
+    _check_tracking(e)
+    _ids(e, e.data.train, ids)  # opened here, so that no worker finds them unusable
+    test_ids = _ids(e, e.data.test, ids)
     key = trial_key(e.model, e.train, e.data, train.digest)
     return TrialPlan(
         key=key,
@@ -167,10 +192,17 @@ def _plan_trial(
             device=device,
         ),
         steps=steps,
-        test_ids=evaluation_ids(ids[seen], e.evaluate),
+        test_ids=evaluation_ids(test_ids, e.evaluate),
         test_digest=test.digest,
         device_class=device_class(device, e.cluster.threads),
     )
+
+
+def _ids(e: Experiment, location: str, known: dict[Any, Ids]) -> Ids:
+    seen = (location, e.data.image_size, e.model.channels, e.data.classes)
+    if seen not in known:
+        known[seen] = open_images(location, e.data, e.model).ids_N
+    return known[seen]
 
 
 def _check_classes(e: Experiment, train: Manifest, test: Manifest) -> None:
@@ -182,14 +214,17 @@ def _check_classes(e: Experiment, train: Manifest, test: Manifest) -> None:
         )
 
 
-def _check_images(e: Experiment, train: Manifest) -> int:
+def _check_images(e: Experiment, train: Manifest, test: Manifest) -> int:
     """Steps of the training; UserError where the data set has fewer images than asked for."""
     images = e.data.train_images or train.images
-    if images > train.images:
-        raise UserError(
-            f"data.train_images is {images}, but {e.data.train} has {train.images} images: "
-            "ask for at most these."
-        )
+    for name, asked, there, location in (
+        ("data.train_images", images, train.images, e.data.train),
+        ("evaluate.images", e.evaluate.images or test.images, test.images, e.data.test),
+    ):
+        if asked > there:
+            raise UserError(
+                f"{name} is {asked}, but {location} has {there} images: ask for at most these."
+            )
     per_epoch = e.train.steps_per_epoch(images)
     if per_epoch == 0:
         raise UserError(
@@ -199,21 +234,29 @@ def _check_images(e: Experiment, train: Manifest) -> int:
     return per_epoch * e.train.epochs
 
 
+def _check_tracking(e: Experiment) -> None:
+    if e.tracking.store != "none":
+        absolute(tracking_address(e.tracking.store, e.results))
+
+
 def _names(trials: list[Trial]) -> list[str]:
     """The models' names; where two agree, with the settings that tell them apart."""
     plain = [t.experiment.model.name for t in trials]
-    counts = Counter(plain)
     varying = {
         key
         for t in trials
         for key in t.point
         if len({repr(other.point.get(key)) for other in trials}) > 1
-    } - {"model", "model.unroll"}
+    }
+    short = _told_apart(trials, plain, varying - {"model", "model.unroll"})
+    return short if len(set(short)) == len(short) else _told_apart(trials, plain, varying)
 
-    def full(trial: Trial) -> str:
-        parts = [
-            f"{k.removeprefix('train.')}={trial.point[k]}" for k in trial.point if k in varying
-        ]
-        return ", ".join([trial.experiment.model.name, *parts])
 
-    return [full(t) if counts[name] > 1 else name for t, name in zip(trials, plain, strict=True)]
+def _told_apart(trials: list[Trial], plain: list[str], by: set[str]) -> list[str]:
+    counts = Counter(plain)
+
+    def full(trial: Trial, name: str) -> str:
+        parts = [f"{k.removeprefix('train.')}={trial.point[k]}" for k in trial.point if k in by]
+        return ", ".join([name, *parts])
+
+    return [full(t, n) if counts[n] > 1 else n for t, n in zip(trials, plain, strict=True)]

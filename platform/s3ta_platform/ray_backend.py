@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray import train as ray_train
-from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from s3ta.tally import Tally
-from s3ta_platform.cluster import process_group
 from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.executors import run_on_ray
+from s3ta_platform.fits import fit, process_group
 from s3ta_platform.jobs import TrainJob
 from s3ta_platform.schema import ClusterSettings
 from s3ta_platform.shards import DoWork, Work
@@ -29,22 +26,15 @@ class OnRay:
     def train(self, job: TrainJob, emit: Emit) -> None:
         """One fit. A worker that dies is replaced, and all go on from the last checkpoint."""
         s = self.settings
-        DataParallelTrainer(
+        fit(
             _train_worker,
-            train_loop_config={"job": job, "emit": emit},
-            scaling_config=ray_train.ScalingConfig(
-                num_workers=s.train_workers,
-                use_gpu=s.gpus_per_worker > 0,
-                resources_per_worker=_resources(s),
-            ),
-            run_config=ray_train.RunConfig(
-                name=f"{job.key}-s0",
-                storage_path=self.scratch,
-                failure_config=FailureConfig(
-                    max_failures=s.attempts - 1, controller_failure_limit=2
-                ),
-            ),
-        ).fit()
+            {"job": job, "emit": emit},
+            name=f"{job.key}-s0",
+            scratch=self.scratch,
+            workers=s.train_workers,
+            resources=_resources(s),
+            max_failures=s.attempts - 1,
+        )
 
     def fan_out(
         self, build: Callable[[], DoWork], jobs: Iterable[Work], /

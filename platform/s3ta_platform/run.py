@@ -1,5 +1,6 @@
 """`s3ta run`: do what the plan misses, log it, report. `s3ta report`: only the report."""
 
+import os
 import shlex
 import threading
 import time
@@ -13,11 +14,11 @@ from s3ta_platform.collect import collect
 from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.live import Display, only_ours
 from s3ta_platform.places import command, log_file, report_folder, tracking_address
-from s3ta_platform.plan import Plan, TrialPlan, trial_state
+from s3ta_platform.plan import Plan, TrialPlan, require_room, trial_state
 from s3ta_platform.publish import Publisher
 from s3ta_platform.report import write_report
 from s3ta_platform.results import SweepResult
-from s3ta_platform.schema import Executor
+from s3ta_platform.schema import ClusterSettings, Executor
 from s3ta_platform.tables import terminal_table
 from s3ta_platform.tracking import open_tracker
 from s3ta_platform.tracking_ui import compare_url
@@ -30,6 +31,7 @@ RunTrials = Callable[[list[TrialPlan], Emit], dict[str, str]]
 
 def run(plan: Plan) -> int:
     """Run an experiment to its report; gives the exit code: 0, or 1 if a trial failed."""
+    _require_local_room(plan.experiment.cluster)
     plan.storage.check_writable()
     log = log_file(plan.experiment)
     with only_ours(log) as console:
@@ -48,6 +50,12 @@ def run(plan: Plan) -> int:
         result = _report(plan, publisher, failed)
         _say_results(console, plan, result, publisher, log, time.monotonic() - started)
     return 1 if failed else 0
+
+
+def _require_local_room(cluster: ClusterSettings) -> None:
+    """Of a cluster that is joined only Ray knows the size."""
+    if cluster.executor is Executor.ray and cluster.address == "local":
+        require_room(cluster, cluster.cpus or os.cpu_count() or 1)
 
 
 def report(plan: Plan) -> int:

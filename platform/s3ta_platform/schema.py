@@ -3,6 +3,7 @@
 Checks of single values live in `__post_init__`; after composition nothing is a DictConfig any more.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -136,7 +137,10 @@ class ClusterSettings:
             require(value >= 1, f"cluster.{name}", value, "at least 1")
         require(self.cpus is None or self.cpus >= 1, "cluster.cpus", self.cpus, "at least 1")
         require(
-            self.gpus_per_worker >= 0, "cluster.gpus_per_worker", self.gpus_per_worker, "at least 0"
+            0 <= self.gpus_per_worker < math.inf,
+            "cluster.gpus_per_worker",
+            self.gpus_per_worker,
+            "at least 0 and finite",
         )
         require(
             self.device in ("cpu", "cuda", "auto"),
@@ -173,10 +177,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         require(
-            bool(self.name) and all(c.isalnum() or c in "-_." for c in self.name),
+            self.name[:1].isalnum() and all(c.isalnum() or c in "-_." for c in self.name),
             "name",
             self.name,
-            "made of letters, digits, '-', '_' and '.' (it names a folder)",
+            "made of letters, digits, '-', '_' and '.', the first a letter or digit "
+            "(it names a folder)",
         )
         require(
             self.cluster.train_workers <= self.train.microbatches,

@@ -5,6 +5,7 @@ function holds no CPU itself: its training workers and shard workers do, and the
 back before the second are asked for.
 """
 
+import itertools
 import os
 import tempfile
 import threading
@@ -22,12 +23,15 @@ from s3ta.errors import UserError
 from s3ta_platform.cluster import Cluster, local_cluster
 from s3ta_platform.events import Emit
 from s3ta_platform.executors import JobsFailedError
-from s3ta_platform.plan import TrialPlan
+from s3ta_platform.leftovers import remove_orphans
+from s3ta_platform.plan import TrialPlan, require_room
 from s3ta_platform.ray_backend import OnRay, Post, open_mailbox
 from s3ta_platform.schema import ClusterSettings
 from s3ta_platform.trial import run_trial
 
 POLL_S = 0.5
+ORPHANS_EVERY = 10
+"""Polls between looks for placement groups whose trial has died, with the CPUs in them."""
 
 # Ctrl-C is ours: Tune would wait for its trials.
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -41,20 +45,9 @@ def run_on_ray(
         local_cluster(cpus=settings.cpus, address=settings.address, log_file=log) as cluster,
         tempfile.TemporaryDirectory(prefix="s3ta-ray-", ignore_cleanup_errors=True) as scratch,
     ):
-        require_room(cluster, settings)
+        require_room(settings, cluster.cpus)
         with _delivered(emit) as post:
             return _tune(todo, settings, cluster, post, scratch)
-
-
-def require_room(cluster: Cluster, settings: ClusterSettings) -> None:
-    """UserError if one trial's workers can never fit."""
-    wanted = settings.train_workers * settings.threads
-    if wanted > cluster.cpus:
-        raise UserError(
-            f"cluster.train_workers is {settings.train_workers} with {settings.threads} thread(s) "
-            f"each, but the cluster has {cluster.cpus} CPUs: a trial would wait for ever. "
-            "Lower one of the two, or use a larger cluster."
-        )
 
 
 def _tune(
@@ -91,9 +84,13 @@ def _delivered(emit: Emit) -> Iterator[Post]:
     mailbox, stop = open_mailbox(), threading.Event()
 
     def deliver() -> None:
-        while not stop.wait(POLL_S):
+        for poll in itertools.count(1):
+            if stop.wait(POLL_S):
+                return
             for event in ray.get(mailbox.take.remote()):
                 emit(event)
+            if poll % ORPHANS_EVERY == 0:
+                remove_orphans()
 
     thread = threading.Thread(target=deliver, name="events", daemon=True)
     thread.start()

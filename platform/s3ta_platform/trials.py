@@ -1,5 +1,6 @@
 """Where a trial's files lie, and the record that says it is trained. Imports no torch."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 
@@ -54,6 +55,33 @@ def read_history(storage: Storage, key: str) -> list[dict[str, float]]:
             continue
         return json.loads(history)  # type: ignore[no-any-return]
     return []
+
+
+def verify_checkpoint(storage: Storage, key: str, step: int) -> None:
+    """UserError unless a checkpoint of this trial is whole and unchanged. Builds no model."""
+    folder = f"{checkpoint_prefix(key)}/{step:010d}"
+    also = f" and {trained_name(key)}" if storage.exists(trained_name(key)) else ""
+    remedy = f"Delete {folder}{also} below {storage.root}: training goes on from what is left."
+    try:
+        manifest = json.loads(storage.get(f"{folder}/manifest.json"))
+        owner = manifest["meta"]["trial"]
+        digests = {line["file"]: line["sha256"] for line in manifest["files"].values()}
+        found = {f: hashlib.sha256(storage.get(f"{folder}/{f}")).hexdigest() for f in digests}
+    except NotStored as error:
+        raise UserError(f"The checkpoint of trial {key} is not whole: {error}. {remedy}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{storage.uri(folder)}/manifest.json is no manifest. {remedy}") from error
+    if owner != key:
+        raise UserError(
+            f"{storage.uri(folder)} is a checkpoint of trial {owner}, another model or training; "
+            f"it must be of {key}. {remedy}"
+        )
+    for file, digest in digests.items():
+        if found[file] != digest:
+            raise UserError(
+                f"{storage.uri(f'{folder}/{file}')} was changed: its SHA-256 begins with "
+                f"{found[file][:12]}, its manifest says {digest[:12]}. {remedy}"
+            )
 
 
 def checkpoint_steps(storage: Storage, key: str) -> list[int]:

@@ -1,5 +1,6 @@
 """One local cluster for all tests of this file, started in this process."""
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -11,18 +12,11 @@ import psutil
 import pytest
 import ray
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
-from ray.train import RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import placement_group, placement_group_table
 
-from s3ta_platform.cluster import (
-    Cluster,
-    alive,
-    local_cluster,
-    process_group,
-    remove_leftovers,
-    remove_orphans,
-)
+from s3ta_platform.cluster import Cluster, local_cluster
+from s3ta_platform.fits import fit, process_group
+from s3ta_platform.leftovers import alive, remove_leftovers, remove_orphans
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +79,9 @@ def test_every_listening_socket_is_on_loopback(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_training_workers_add_up_over_loopback_only(cluster: Cluster, tmp_path: Path) -> None:
+def test_training_workers_add_up_on_loopback_and_need_no_more_actors(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     def loop(config: dict[str, Any]) -> None:
         import torch
 
@@ -95,20 +91,22 @@ def test_training_workers_add_up_over_loopback_only(cluster: Cluster, tmp_path: 
             assert size == 2
             assert total.item() == 11.0
             found = listening(psutil.Process())
-            Path(config["folder"], f"{rank}.txt").write_text(" ".join(found))
+            actors = sorted(name.split()[0] for name in alive()[0])
+            Path(config["folder"], f"{rank}.json").write_text(json.dumps([list(found), actors]))
             torch.distributed.barrier()
 
-    run_config = RunConfig(name="sum", storage_path=str(tmp_path))
-    DataParallelTrainer(
-        loop,
-        train_loop_config={"folder": str(tmp_path)},
-        scaling_config=ScalingConfig(num_workers=2),
-        run_config=run_config,
-    ).fit()
+    fit(loop, {"folder": str(tmp_path)}, name="sum", scratch=tmp_path / "scratch", workers=2)
     for rank in range(2):
-        found = set((tmp_path / f"{rank}.txt").read_text().split())
+        found, actors = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found
-        assert found <= LOOPBACK
+        assert set(found) <= LOOPBACK
+        assert actors == [
+            "RayTrainWorker",
+            "RayTrainWorker",
+            "SynchronizationActor",
+            "TrainController",
+            "_AutoscalingCoordinatorActor",
+        ]
 
 
 def test_a_client_without_the_token_is_refused(cluster: Cluster) -> None:
@@ -117,13 +115,13 @@ def test_a_client_without_the_token_is_refused(cluster: Cluster) -> None:
         stub = gcs_service_pb2_grpc.ActorInfoGcsServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refusal:
             stub.GetAllActorInfo(request, timeout=10)
-    assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+    assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_what_a_driver_left_is_removed_detached_or_not(cluster: Cluster) -> None:
     actors = [maker(detached=False), maker(detached=True)]
     groups = {f"placement group {ray.get(actor.group_id.remote())}" for actor in actors}
-    assert ray.available_resources().get("CPU", 0) == 0
+    assert ray.available_resources().get("CPU", 0) == 0  # type: ignore[no-untyped-call]
     left = alive()
     assert len(left[0]) == 2
     assert set(left[1]) == groups

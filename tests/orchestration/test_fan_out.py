@@ -13,11 +13,12 @@ from tiny import evaluate_job, train_job
 
 from s3ta.tally import Tally
 from s3ta_platform import evaluate as evaluation
-from s3ta_platform.cluster import alive, local_cluster
+from s3ta_platform.cluster import local_cluster
 from s3ta_platform.evaluate import evaluate
 from s3ta_platform.events import Event
 from s3ta_platform.executors import run_inline, run_on_ray
 from s3ta_platform.jobs import EvaluateJob, open_images
+from s3ta_platform.leftovers import alive
 from s3ta_platform.rows import merge_rows
 from s3ta_platform.shards import DoWork, Work, evaluation_ids, plan_shards
 from s3ta_platform.storage import open_storage
@@ -123,7 +124,7 @@ def test_ray_gives_the_inline_rows_though_a_worker_is_killed_inside_an_attack(
 ) -> None:
     import ray
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
     job, marker = evaluate_job(root, shard_images=9), tmp_path / "killed"
     build = partial(dies_once, str(marker), job)
 

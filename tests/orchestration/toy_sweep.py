@@ -1,6 +1,6 @@
 """Tune over Train without a model: a sweep whose every result is known, and that may be killed.
 
-    python toy_sweep.py RESULTS SCRATCH [--asha] KEY...
+    python toy_sweep.py RESULTS SCRATCH [--asha] [--step-s SECONDS] KEY...
 
 A trial counts through two stages, each one fit of Ray Train: `total` grows by KEY * unroll at each
 step, and the unroll of a stage is what the scheduler has put into the trial's config. What is
@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ray import train, tune
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.tune.experiment import Trial
+from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from s3ta_platform.cluster import alive, local_cluster, remove_leftovers
+from s3ta_platform.cluster import local_cluster
+from s3ta_platform.fits import fit
+from s3ta_platform.leftovers import alive, remove_leftovers
 
 UNROLLS = (2, 4)  # one stage each
 STEPS = 12  # of a stage
@@ -71,7 +71,7 @@ def count(config: dict[str, Any]) -> None:
         total += config["key"] * config["unroll"]
         step += 1
         append(folder / "executed.log", str(step))
-        time.sleep(0.05)
+        time.sleep(config["step_s"])
         if step % EVERY == 0:
             create(folder / f"{step:04d}.json", json.dumps(total))
 
@@ -80,16 +80,13 @@ def trial(config: dict[str, Any]) -> None:
     """One stage: fit what is not durable yet, report, and be paused or stopped by the scheduler."""
     folder, stage = folder_of(config), config["stage"]
     if durable(folder)[0] < (stage + 1) * STEPS:
-        DataParallelTrainer(
+        fit(
             count,
-            train_loop_config=config,
-            scaling_config=train.ScalingConfig(num_workers=config["workers"]),
-            run_config=train.RunConfig(
-                name=f"{config['key']}-s{stage}",
-                storage_path=config["scratch"],
-                failure_config=train.FailureConfig(max_failures=2, controller_failure_limit=2),
-            ),
-        ).fit()
+            config,
+            name=f"{config['key']}-s{stage}",
+            scratch=config["scratch"],
+            workers=config["workers"],
+        )
         append(folder / "fitted.log", str(stage))
     tune.report({"epoch": stage + 1, "score": config["key"]})
 
@@ -106,11 +103,11 @@ class PausesAtStageEnd:
     Every result is the end of a fit, so nothing runs inside the trial when it is paused.
     """
 
-    def on_trial_add(self, controller: Any, trial: Trial) -> None:
+    def on_trial_add(self, controller: Any, trial: Any) -> None:
         super().on_trial_add(controller, trial)  # type: ignore[misc]
         trial.set_config(stage_config(trial.config))
 
-    def on_trial_result(self, controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(controller, trial, result)  # type: ignore[misc]
         if result["epoch"] == len(UNROLLS):
             return TrialScheduler.STOP
@@ -121,11 +118,11 @@ class PausesAtStageEnd:
         return TrialScheduler.PAUSE
 
 
-class Stages(PausesAtStageEnd, FIFOScheduler):  # type: ignore[misc]
+class Stages(PausesAtStageEnd, FIFOScheduler):
     """Every trial to its end."""
 
 
-class StagesUnderAsha(PausesAtStageEnd, AsyncHyperBandScheduler):  # type: ignore[misc]
+class StagesUnderAsha(PausesAtStageEnd, AsyncHyperBandScheduler):
     """Ends of stages are the rungs. Tune's own counters restart after a pause: count epochs."""
 
 
@@ -133,7 +130,7 @@ def finished(folder: Path) -> bool:
     return (folder / "stopped").exists() or durable(folder)[0] == STEPS * len(UNROLLS)
 
 
-def sweep(keys: list[int], results: Path, scratch: Path, asha: bool, cpus: int) -> None:
+def sweep(keys: list[int], fixed: dict[str, Any], asha: bool, cpus: int) -> None:
     """Run the given trials to their ends. A new Tuner each time: nothing of Ray's is restored."""
     scheduler = (
         StagesUnderAsha(
@@ -141,21 +138,17 @@ def sweep(keys: list[int], results: Path, scratch: Path, asha: bool, cpus: int) 
             reduction_factor=2,
         )
         if asha
-        else Stages()
+        else Stages()  # type: ignore[no-untyped-call]
     )  # fmt: skip
-    ended = tune.Tuner(
+    ended: Any = tune.Tuner(
         # Training CPUs belong to Train's own placement group, and the function that waits for them
         # must not hold any; some resource a trial must ask for. How many run is set below.
         tune.with_resources(trial, {"CPU": 0, "memory": 100 * 2**20}),
-        param_space={
-            "key": tune.grid_search(keys),
-            "results": str(results),
-            "scratch": str(scratch),
-        },
+        param_space={"key": tune.grid_search(keys), **fixed},
         tune_config=tune.TuneConfig(
             scheduler=scheduler, max_concurrent_trials=cpus, reuse_actors=True
         ),
-        run_config=tune.RunConfig(name="sweep", storage_path=str(scratch), verbose=0),
+        run_config=tune.RunConfig(name="sweep", storage_path=fixed["scratch"], verbose=0),
     ).fit()
     for result in ended:
         if result.error:
@@ -167,6 +160,7 @@ def main() -> None:
     parser.add_argument("results", type=lambda name: Path(name).resolve())
     parser.add_argument("scratch", type=lambda name: Path(name).resolve())
     parser.add_argument("--asha", action="store_true")
+    parser.add_argument("--step-s", type=float, default=0.02)
     parser.add_argument("keys", type=int, nargs="+")
     args = parser.parse_args()
     missing = [key for key in args.keys if not finished(args.results / str(key))]
@@ -175,9 +169,10 @@ def main() -> None:
         return
     for key in missing:
         (args.results / str(key)).mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=args.scratch))
+    scratch = tempfile.mkdtemp(dir=args.scratch)
+    fixed = {"results": str(args.results), "scratch": scratch, "step_s": args.step_s}
     with local_cluster(cpus=2, log_file=args.scratch / "ray.log") as cluster:
-        sweep(missing, args.results, scratch, args.asha, cluster.cpus)
+        sweep(missing, fixed, args.asha, cluster.cpus)
         before = alive()
         removed = remove_leftovers()
         print(json.dumps({"before": before, "removed": removed, "after": alive()}))

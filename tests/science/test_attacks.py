@@ -125,6 +125,20 @@ def test_a_zero_gradient_leaves_the_start() -> None:
     assert torch.equal(pgd.run(start).attacked, expected)
 
 
+def test_an_images_gradient_is_its_own_and_not_a_share_of_the_batch() -> None:
+    """The smallest gradient that float32 holds still moves each of four images."""
+    smallest = 1.5e-45
+    pgd = PGD(
+        lambda x: _linear(x) * smallest, _trajectory(1, loss=Loss.margin), IMAGES, ZEROS, None
+    )
+    (gradient,) = torch.autograd.grad(_linear(x := IMAGES.clone().requires_grad_()).sum(), x)
+    strong = (gradient.abs() * smallest > 0) & (IMAGES > 0.1) & (IMAGES < 0.9)
+    assert strong.any()
+    moved = pgd.run(pgd.begin(None)).attacked - IMAGES
+    expected = EPSILON / 16 * gradient.sign()
+    torch.testing.assert_close(moved[strong], expected[strong])
+
+
 def test_margin_attack_stands_still_below_its_floor() -> None:
     pgd = PGD(lambda x: _linear(x) * 1e4, _trajectory(4, loss=Loss.margin), IMAGES, ZEROS, None)
     start = _corner(1.0)

@@ -97,7 +97,7 @@ def test_a_bad_value_is_refused_with_key_value_and_constraint(
     assert message.startswith(f"{key} is ")
     assert shown in message
     assert constraint in message
-    assert "YAML" in message
+    assert "Change" in message  # the remedy
 
 
 def test_the_defaults_are_the_papers_model_and_recipe() -> None:
