@@ -67,10 +67,10 @@ class PGD:
         return AttackState(start.clone(), never_B, never_B.clone())
 
     def run(self, state: AttackState, until: int | None = None) -> AttackState:
-        """Take steps, and readings where the trajectory asks for them, up to step `until`.
+        """Take steps up to `until` (by default the end), and the readings on the way.
 
-        Steps `until` and the end (the default) are looked at too: predictions at step n need a
-        forward pass of their own, which for every earlier step comes free with the gradient.
+        The prediction at a step comes free with the gradient of the next one; only that at the end
+        needs a forward pass of its own. A state that is at the end stays as it is.
         """
         end = self.trajectory.steps if until is None else min(until, self.trajectory.steps)
         ball = self._ball()
@@ -79,7 +79,8 @@ class PGD:
             step = torch.add(state.attacked, gradient.sign(), alpha=-self.trajectory.step_size)
             state.attacked = ball.project(step)
             state.step += 1
-        if end == self.trajectory.steps and self.trajectory.readings:
+        taken = [reading.step for reading in state.readings]
+        if end == self.trajectory.steps and self.trajectory.readings and end not in taken:
             self._look(state, need_gradient=False)
         return state
 
@@ -127,7 +128,7 @@ def _keep_first(first_B: Tensor, now_B: Tensor, step: int) -> None:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """The model as an attack sees it: BatchNorm in test mode, parameters without gradients."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     trained = [p for p in model.parameters() if p.requires_grad]
     model.eval()
     for p in trained:
@@ -137,4 +138,5 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for p in trained:
             p.requires_grad_(True)
-        model.train(training)
+        for module, training in modes:
+            module.training = training

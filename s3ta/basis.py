@@ -9,7 +9,8 @@ from torch import Tensor
 def spatial_basis(height: int, width: int, frequencies: int) -> Tensor:
     """cos(pi u i / H) cos(pi v j / W) for u, v in 1..n: float32 (H, W, n^2), channel (u-1) n + v-1.
 
-    The form follows Mott et al., on whose model the paper builds; i and j count from 0.
+    The form follows Mott et al., on whose model the paper builds. ASSUMPTION: i and j count from 0
+    (a replication counts from 1, which mirrors the basis and flips the sign of odd u or v).
     """
     n = torch.arange(1, frequencies + 1, dtype=torch.float64)
     rows_HU = torch.cos(math.pi * torch.arange(height, dtype=torch.float64)[:, None] * n / height)

@@ -24,7 +24,7 @@ class Purpose(IntEnum):
     TRAIN_COIN = 6
     EVAL_TARGET = 7
     EVAL_NOISE = 8
-    WEIGHTS = 9
+    WEIGHTS = 9  # of models in tests, whose golden numbers hold on every processor
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ class Batch:
     labels_B: npt.NDArray[np.int64]
     image_ids_B: npt.NDArray[np.int64]
 
+    def __post_init__(self) -> None:
+        # torch takes neither read-only arrays nor negative strides.
+        for name in ("images_BCHW", "labels_B", "image_ids_B"):
+            object.__setattr__(self, name, np.require(getattr(self, name), requirements=["C", "W"]))
+
     def __len__(self) -> int:
         return len(self.labels_B)
 
@@ -52,7 +57,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class AttackedTile:
-    """The real (unpadded) images of one tile, before and after."""
+    """One tile before and after, padding included."""
 
     clean_predictions_B: Tensor
     targets_B: Tensor
@@ -98,11 +103,26 @@ def attack_images(
     model: nn.Module, batch: Batch, trajectory: Trajectory, conditions: Conditions
 ) -> Rows:
     """Per-example records of one trajectory, ordered by image and, within it, by step."""
+    if len(batch) == 0:
+        raise ValueError("there are no images to attack: give at least one")
     parts = []
     for start in range(0, len(batch), conditions.tile):
         part = batch.part(start, start + conditions.tile)
         parts.append(_records(part, attack_tile(model, part, trajectory, conditions), trajectory))
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def place_matters(model: nn.Module, image_CHW: Tensor, tile: int) -> bool:
+    """Does an image's place in a tile change its logits or its gradient?
+
+    Some kernels add up in an order that depends on the row (seen for linear layers of 2 to 10
+    outputs whose inner length is no multiple of 4). Then rows would depend on how work is cut.
+    """
+    with frozen(model) as f:
+        images = image_CHW.expand(tile, *image_CHW.shape).clone().requires_grad_()
+        logits_BC = f(images)
+        gradient = torch.autograd.grad(logits_BC.logsumexp(dim=1).sum(), images)[0]
+    return any(bool((x != x[:1]).any()) for x in (logits_BC, gradient))
 
 
 def _pad(x: Tensor, tile: int) -> Tensor:

@@ -70,6 +70,7 @@ class S3TA(Classifier):
             nn.Linear(a.query_hidden, a.heads * self.query_length),
         )
         self.core = nn.LSTMCell(a.heads * answer, a.state)
+        # ASSUMPTION: torch's initial weights, without a forget bias of 1; the paper states none.
         # The initial state is learned. ASSUMPTION: it starts at small noise, so that heads differ.
         self.initial_hidden = nn.Parameter(torch.randn(a.state) * 0.1)
         self.initial_cell = nn.Parameter(torch.randn(a.state) * 0.1)
@@ -80,7 +81,7 @@ class S3TA(Classifier):
     def forward(self, images: Tensor, unroll: int | None = None) -> Tensor:
         keys_BPK, values_BPV, _ = self._look(images)
         state = self._initial(len(images))
-        for _ in range(unroll or self.unroll):
+        for _ in range(self._steps(unroll)):
             state, _ = self._glance(state, keys_BPK, values_BPV)
         return self.readout(state[0])  # type: ignore[no-any-return]
 
@@ -89,11 +90,17 @@ class S3TA(Classifier):
         keys_BPK, values_BPV, (height, width) = self._look(images)
         state = self._initial(len(images))
         logits, maps = [], []
-        for _ in range(unroll or self.unroll):
+        for _ in range(self._steps(unroll)):
             state, maps_BQP = self._glance(state, keys_BPK, values_BPV)
             logits.append(self.readout(state[0]))
             maps.append(maps_BQP.view(-1, self.heads, height, width))
         return Trace(torch.stack(logits, 1), torch.stack(maps, 1))
+
+    def _steps(self, unroll: int | None) -> int:
+        steps = self.unroll if unroll is None else unroll
+        if steps < 1:
+            raise ValueError(f"unroll is {steps}: the controller takes at least one glance")
+        return steps
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Keys and values with the basis attached; computed once, for all steps."""
@@ -121,7 +128,10 @@ class S3TA(Classifier):
 
 
 def build(settings: ModelSettings, classes: int, seed: int) -> PlainResNet | S3TA:
-    """A new model on the CPU with weights drawn from `seed`; the global generator is left alone."""
+    """A new model on the CPU with weights drawn from `seed`; the global generator is left alone.
+
+    torch draws them, so on another kind of processor the last bits may differ.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return (PlainResNet if settings.attention is None else S3TA)(settings, classes)

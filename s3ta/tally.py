@@ -25,7 +25,10 @@ class Tally:
 
     @classmethod
     def of(cls, rows: Mapping[str, Array]) -> "Tally":
+        """Count; the rows are one restart of one trajectory: ValueError for more."""
         steps = rows["step"]
+        if len({*rows["restart"].tolist()}) > 1:
+            raise ValueError("rows of several restarts: an image would be counted more than once")
         counts = {
             name: {int(s): int(rows[name][steps == s].sum()) for s in np.unique(steps)}
             for name in ("correct", "fooled")
@@ -35,6 +38,10 @@ class Tally:
         return cls(int(first.sum()), int(clean.sum()), counts["correct"], counts["fooled"])
 
     def __add__(self, other: "Tally") -> "Tally":
+        """Of other images under the same trajectory: ValueError if the steps differ."""
+        if self.images and other.images and {*self.correct} != {*other.correct}:
+            raise ValueError(f"steps {[*self.correct]} and {[*other.correct]} can't be added up")
+
         def merged(a: Mapping[int, int], b: Mapping[int, int]) -> dict[int, int]:
             return {s: a.get(s, 0) + b.get(s, 0) for s in sorted({*a, *b})}
 

@@ -121,6 +121,8 @@ def _check_file(file: Path) -> None:
             "'key: value' lines, first a list 'defaults' that "
             f"begins with '- {SCHEMA}'. Copy experiments/quickstart.yaml to start with."
         )
+    if "hydra" in content:
+        raise UserError(f"{file}: {unknown_key('hydra')}")
     defaults = content.get("defaults")
     listed = [d for d in defaults if d != "_self_"] if isinstance(defaults, list) else []
     if not listed or listed[0] != SCHEMA:

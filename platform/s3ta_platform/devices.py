@@ -22,3 +22,17 @@ def resolve_device(name: str) -> str:
 def device_class(device: str, threads: int) -> str:
     """Names the arithmetic in content keys: across these, results may differ in the last bit."""
     return f"cpu-{threads}" if device == "cpu" else device
+
+
+def pin_arithmetic(threads: int) -> None:
+    """Make this process compute the same bits for the same work.
+
+    A set number of threads; on CUDA float32 that is float32, and convolutions without races.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False

@@ -50,8 +50,9 @@ def explain(
 
 def _cause(error: BaseException) -> BaseException:
     """OmegaConf's error, which knows the key, behind Hydra's."""
-    chain = (error, error.__cause__, error.__context__)
-    return next((e for e in chain if e is not None and getattr(e, "full_key", None)), error)
+    chain = [e for e in (error, error.__cause__, error.__context__) if hasattr(e, "full_key")]
+    known = [e for e in chain if e is not None]
+    return max(known, key=lambda e: bool(getattr(e, "full_key", "")), default=error)
 
 
 def blame(key: str, where: str, overrides: Sequence[str]) -> str:

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from s3ta.errors import UserError
-from s3ta.evaluation import Batch, Conditions, attack_images
+from s3ta.evaluation import Batch, Conditions, attack_images, place_matters, to_unit
 from s3ta.model import build
 from s3ta.tally import Tally
 from s3ta_platform import checkpoints
+from s3ta_platform.data import ParquetImages
+from s3ta_platform.devices import pin_arithmetic
 from s3ta_platform.gallery import make_gallery
 from s3ta_platform.jobs import EvaluateJob, open_images
 from s3ta_platform.record import RESULT_VERSION, plain
@@ -21,7 +23,7 @@ from s3ta_platform.trials import checkpoint_prefix, trial_folder
 
 def build_worker(job: EvaluateJob) -> DoWork:
     """The function that does a piece of the evaluation in this process."""
-    torch.set_num_threads(job.threads)
+    pin_arithmetic(job.threads)
     storage = open_storage(job.root)
     images = open_images(job.data.test, job.data, job.model)
     saved = checkpoints.load(storage, checkpoint_prefix(job.trial), job.checkpoint_step)
@@ -29,6 +31,7 @@ def build_worker(job: EvaluateJob) -> DoWork:
     checkpoints.load_into(model, saved.tensors["model"])
     _require_digest(job, model)
     model.to(job.device)
+    _require_same_places(job, model, images)
     conditions = Conditions(
         classes=job.classes,
         seed=job.evaluate.seed,
@@ -57,6 +60,17 @@ def _require_digest(job: EvaluateJob, model: nn.Module) -> None:
             f"The last checkpoint of trial {job.trial} has the digest {found}, its record says "
             f"{job.model_digest}: one of them was changed. Delete {trial_folder(job.trial)} below "
             f"{job.root} and run again: the model is trained anew."
+        )
+
+
+def _require_same_places(job: EvaluateJob, model: nn.Module, images: ParquetImages) -> None:
+    """Rows may not depend on how the work is cut, so not on the place in a tile either."""
+    image = to_unit(images.read(images.ids_N[:1])[0], job.device)[0]
+    if place_matters(model, image, job.evaluate.tile):
+        raise UserError(
+            f"On this processor an image's place in a tile of {job.evaluate.tile} changes the last "
+            "bits of this model's answers, so results would depend on how the work is cut. Make "
+            "the sizes in model.attention multiples of 4, or choose another evaluate.tile."
         )
 
 

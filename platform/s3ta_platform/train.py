@@ -29,7 +29,7 @@ from s3ta.training import (
     optimizer,
 )
 from s3ta_platform import checkpoints
-from s3ta_platform.devices import resolve_device
+from s3ta_platform.devices import pin_arithmetic, resolve_device
 from s3ta_platform.events import Emit, Event, Phase, ignore
 from s3ta_platform.jobs import Ids, TrainJob, open_images, training_ids
 from s3ta_platform.record import content_key
@@ -94,7 +94,7 @@ class _Progress:
 
 def train(job: TrainJob, group: Group = ALONE, emit: Emit = ignore) -> None:
     """Train to the end, from the last checkpoint if there is one; rank 0 writes."""
-    torch.set_num_threads(job.threads)
+    pin_arithmetic(job.threads)
     device, settings, storage = resolve_device(job.device), job.train, open_storage(job.root)
     images = open_images(job.data.train, job.data, job.model)
     ids = training_ids(images.ids_N, job.data)

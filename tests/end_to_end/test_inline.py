@@ -85,7 +85,7 @@ def by_model(root: Path, keys: list[str]) -> dict[str, list[dict[str, Any]]]:
     for key in keys:
         record = (root / "trials" / key / "trained.json").read_text()
         digests[json.loads(record)["model_digest"]] = key
-    found = defaultdict(list)
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for file in root.glob("evaluations/*.parquet"):
         about = json.loads(pq.read_schema(file).metadata[b"s3ta"])
         found[digests[about["model_digest"]]] += pq.read_table(file).to_pylist()
