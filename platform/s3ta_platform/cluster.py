@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import ray
 from ray._private import ray_constants
 from ray._private.log import generate_logging_config
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
+from ray._private.services import get_ray_address_from_environment
 from ray.exceptions import RayError
 
 from s3ta.errors import UserError
@@ -51,7 +53,7 @@ LOCAL = {
     "GLOO_SOCKET_IFNAME": _LOOPBACK_DEVICE,
     "NCCL_SOCKET_IFNAME": _LOOPBACK_DEVICE,
 }
-"""Settings of all processes of a cluster that is started here."""
+"""Settings of all processes of a cluster on this machine's loopback."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,27 @@ def local_cluster(
         UserError: there is no cluster at `address`, or Ray cannot start here.
     """
     own = address == "local"
-    settings = EVERYWHERE | (LOCAL if own else {})
-    with _environment(settings | DRIVER), _loopback(own), _ray_prints_to(log_file):
+    address = address if own else _running(address)
+    loopback = own or address.rsplit(":", 1)[0] in ("127.0.0.1", "localhost")
+    settings = EVERYWHERE | (LOCAL if loopback else {})
+    with _environment(settings | DRIVER), _loopback(loopback), _ray_prints_to(log_file):
         yield from _session(cpus if own else None, address, log_file is not None, settings)
+
+
+def _running(address: str) -> str:
+    """The host:port of a cluster that answers. Ray would try for ten minutes to reach another."""
+    try:
+        found: str = (
+            get_ray_address_from_environment("auto", None) if address == "auto" else address
+        )
+        host, port = found.rsplit(":", 1)
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cluster.address is {address!r}, and no Ray cluster answers there ({error}). "
+            "Give the host:port of a running cluster, or `local` to start one here."
+        ) from error
+    return found
 
 
 def _session(
@@ -94,10 +114,10 @@ def _session(
             logging_level=logging.INFO if relay else logging.ERROR,
             runtime_env={"env_vars": settings},
         )
-    except (ConnectionError, RuntimeError, RayError) as error:
+    except (ConnectionError, RayError) as error:
         raise UserError(
-            f"cluster.address is {address!r}, and Ray did not answer there: {error}. "
-            "Give the host:port of a running cluster, or `local` to start one here."
+            f"Ray could not be started or joined (cluster.address is {address!r}): {error}. "
+            "`s3ta doctor` looks for the cause."
         ) from error
     logs = Path(context.address_info["session_dir"]) / "logs"
     cpu_count = int(ray.cluster_resources().get("CPU", 0))
@@ -128,10 +148,10 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _loopback(own: bool) -> Iterator[None]:
+def _loopback(wanted: bool) -> Iterator[None]:
     """The variable in LOCAL is read when ray is imported, which may be long past."""
     before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = before and not own
+    ray_constants.ENABLE_RAY_CLUSTER = before and not wanted
     try:
         yield
     finally:

@@ -187,6 +187,6 @@ class Experiment:
             self.cluster.train_workers <= self.train.microbatches,
             "cluster.train_workers",
             self.cluster.train_workers,
-            f"at most the {self.train.microbatches} microbatches of a step "
+            f"at most {self.train.microbatches}, the microbatches of a step "
             "(train.batch / train.microbatch)",
         )

@@ -54,7 +54,8 @@ def _tune(
     todo: list[TrialPlan], settings: ClusterSettings, cluster: Cluster, post: Emit, scratch: str
 ) -> dict[str, str]:
     plans = {t.key: t for t in todo}
-    at_once = max(1, cluster.cpus // (settings.train_workers * settings.threads))
+    # One more than can train: it is ready for the CPUs that the others' evaluations leave idle.
+    at_once = max(1, cluster.cpus // (settings.train_workers * settings.threads)) + 1
     results = tune.Tuner(
         # Some resource a trial must ask for. How many run at once is set below.
         tune.with_resources(

@@ -46,7 +46,10 @@ def read_trained(storage: Storage, key: str) -> Trained | None:
 
 def read_history(storage: Storage, key: str) -> list[dict[str, float]]:
     """The training curve up to the last complete checkpoint."""
-    while steps := checkpoint_steps(storage, key):
+    for _ in range(3):
+        steps = checkpoint_steps(storage, key)
+        if not steps:
+            break
         folder = f"{checkpoint_prefix(key)}/{steps[-1]:010d}"
         try:
             manifest = json.loads(storage.get(f"{folder}/manifest.json"))

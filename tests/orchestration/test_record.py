@@ -29,7 +29,7 @@ def key(
 
 def test_the_key_of_fixed_settings_never_changes() -> None:
     """If this fails, every stored result is lost: raise RESULT_VERSION only on purpose."""
-    assert key() == "GOLDEN"
+    assert key() == "03a96d691237e0a6"
     assert key() == key()
 
 
@@ -47,7 +47,7 @@ def other(value: Any) -> Any:
     if isinstance(value, int):
         return value * 2 + 2
     if isinstance(value, float):
-        return value / 2 + 0.25
+        return value / 2 + 0.013
     return None
 
 
@@ -83,7 +83,7 @@ LISTS: dict[str, dict[str, Any]] = {
 def test_every_setting_of_model_and_training_is_in_the_key() -> None:
     models = {f"model.{n}": key(model_=m) for n, m in variants(model()).items()}
     trains = {f"train.{n}": key(train=t) for n, t in variants(TRAIN).items()}
-    assert len(models) == 17
+    assert len(models) == 18
     assert len(trains) == 19
     keys = {"as it is": key(), **models, **trains}
     same = [n for n in keys if n != "as it is" and keys[n] == keys["as it is"]]
@@ -92,7 +92,7 @@ def test_every_setting_of_model_and_training_is_in_the_key() -> None:
 
 
 @pytest.mark.parametrize("change", [{"train_images": 8}, {"subset_seed": 3}, {"image_size": 14}])
-def test_the_choice_of_training_images_is_in_the_key(change: dict[str, int]) -> None:
+def test_the_choice_of_training_images_is_in_the_key(change: dict[str, Any]) -> None:
     assert key(data=replace(DATA, **change)) != key()
 
 
@@ -120,7 +120,7 @@ SHORT, LONG = trajectories(JOB.evaluate.attacks["pgd"])
 
 
 def test_the_key_of_a_shard_never_changes() -> None:
-    assert JOB.key(LONG, (1, 2)) == "SHARD"
+    assert JOB.key(LONG, (1, 2)) == "748c839b15d14c03"
 
 
 @pytest.mark.parametrize(

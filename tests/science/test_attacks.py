@@ -289,3 +289,19 @@ def test_frozen_gives_back_after_an_error_and_keeps_a_model_in_test_mode(
         raise RuntimeError("stop")
     assert not model.training
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_finished_attack_run_again_takes_no_second_reading() -> None:
+    images = torch.full((1, 1, 2, 2), 0.5)
+    trajectory = Trajectory(
+        goal=Goal.untargeted,
+        loss=Loss.cross_entropy,
+        epsilon=0.1,
+        step_size=0.05,
+        steps=3,
+        readings=(1, 3),
+    )
+    pgd = PGD(torch.nn.Flatten(), trajectory, images, torch.tensor([0]), None)
+    state = pgd.run(pgd.begin(None))
+    pgd.run(state)
+    assert [reading.step for reading in state.readings] == [1, 3]

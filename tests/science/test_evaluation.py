@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from s3ta.evaluation import Batch, Conditions, attack_images, draw_targets
+from s3ta.evaluation import Batch, Conditions, attack_images, draw_targets, place_matters
 from s3ta.model import S3TA, PlainResNet
 from s3ta.objective import cross_entropy
 from s3ta.settings import AttackSettings, Goal, Loss
@@ -215,3 +215,26 @@ def test_tallies_of_parts_add_up_to_the_tally_of_everything_in_any_order(
     assert sum(parts, Tally()) == Tally.of(rows)
     assert sum(reversed(parts), Tally()) == Tally.of(rows)
     assert Tally.of(rows) + Tally() == Tally.of(rows)
+
+
+class _Favours(torch.nn.Module):
+    """Answers by the image's place in the batch."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(len(images), dtype=images.dtype)
+        return images.flatten(1)[:, :3] + 1e-7 * places[:, None]
+
+
+def test_a_model_that_favours_a_place_of_the_tile_is_found() -> None:
+    image = torch.full((1, 4, 4), 0.5)
+    assert place_matters(_Favours(), image, tile=4)
+    assert not place_matters(torch.nn.Flatten(), image, tile=4)
+
+
+def test_images_of_two_trajectories_or_restarts_are_not_added_up() -> None:
+    ten, twenty = Tally(4, 3, {10: 2}, {10: 1}), Tally(4, 3, {20: 2}, {20: 1})
+    with pytest.raises(ValueError, match=r"\[10\] and \[20\]"):
+        ten + twenty
+    rows = {"step": np.array([10, 10]), "restart": np.array([0, 1])}
+    with pytest.raises(ValueError, match="several restarts"):
+        Tally.of(rows)
