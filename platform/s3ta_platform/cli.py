@@ -23,6 +23,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+STOPPED = 130
+"""Exit code of what Ctrl-C ended."""
+
 File = Annotated[Path, typer.Argument(help="The experiment file.", metavar="FILE")]
 Overrides = Annotated[
     list[str] | None,
@@ -56,6 +59,7 @@ def run(file: File, overrides: Overrides = None) -> None:
     from s3ta_platform.run import run as run_plan
 
     planned = _plan(file, overrides)
+    planned.storage.check_writable()
     check_checkpoints(planned)
     raise typer.Exit(run_plan(planned))
 
@@ -144,6 +148,8 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"s3ta: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("s3ta: stopped. The same command goes on where this one ended.", err=True)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != STOPPED:  # typer makes it of Ctrl-C
+            raise
+        typer.echo("\ns3ta: stopped. Started again, a run goes on where it ended.", err=True)
+        sys.exit(STOPPED)

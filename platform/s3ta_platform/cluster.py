@@ -13,6 +13,9 @@ from typing import Any
 import grpc
 import ray
 from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray._private.log import generate_logging_config
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._private.services import get_ray_address_from_environment
@@ -105,13 +108,16 @@ def _running(address: str) -> str:
 def _session(
     cpus: int | None, address: str, relay: bool, settings: dict[str, str]
 ) -> Iterator[Cluster]:
+    if address != "local":
+        # A cluster started here asks for this user's token; joining, Ray would not show it.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         context: Any = ray.init(
             address=address,
             num_cpus=cpus,
             include_dashboard=False if address == "local" else None,
             log_to_driver=relay,
-            logging_level=logging.INFO if relay else logging.ERROR,
+            logging_level=logging.getLogger("ray").level,
             runtime_env={"env_vars": settings},
         )
     except (ConnectionError, RayError) as error:
@@ -164,6 +170,7 @@ def _ray_prints_to(log_file: Path | None) -> Iterator[None]:
     generate_logging_config()  # once per process; ray.init would add its own handler to ours
     logger = logging.getLogger("ray")
     handlers, level = logger.handlers, logger.level
+    logger.setLevel(logging.ERROR if log_file is None else logging.INFO)
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         logger.handlers = [logging.FileHandler(log_file)]

@@ -1,6 +1,8 @@
 """Where things are put that are not results: reports, logs, the tracking store."""
 
 import os
+import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -33,7 +35,7 @@ def tracking_address(store: str, results: str) -> str:
 def command(words: str) -> str:
     """The `s3ta` command as it can be pasted here."""
     script = Path(sys.executable).parent / "s3ta"
-    try:
-        return f"{script.relative_to(Path.cwd())} {words}"
-    except ValueError:
+    if shutil.which("s3ta") == str(script):
         return f"s3ta {words}"
+    inside = script.is_relative_to(Path.cwd())
+    return f"{shlex.quote(str(script.relative_to(Path.cwd()) if inside else script))} {words}"

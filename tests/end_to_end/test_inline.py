@@ -227,21 +227,39 @@ def test_a_lost_shard_is_made_again_bit_for_bit(copy: Path, tiny: Path, s3ta: Co
     assert rows(copy) == all_rows
 
 
+def signalled(file: Path, root: Path, pattern: str, number: signal.Signals) -> tuple[int, str]:
+    """Send a signal to a run as soon as such a file is there; exit code and what it printed."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s3ta_platform", "run", file, UNTRACKED, f"results={root}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 90
+    while not list(root.glob(pattern)):
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def test_ctrl_c_says_how_to_go_on(tiny: Path, tmp_path: Path) -> None:
+    pattern = "trials/*/checkpoints/*/manifest.json"
+    code, output = signalled(tiny, tmp_path / "r", pattern, signal.SIGINT)
+    assert code == 130
+    assert "Traceback" not in output
+    assert output.endswith("s3ta: stopped. Started again, a run goes on where it ended.\n")
+
+
 def test_killed_half_way_and_started_again_it_ends_with_the_same_rows(
     first: First, tiny: Path, tmp_path: Path, s3ta: Command
 ) -> None:
     root = tmp_path / "killed"
-    command = [sys.executable, "-m", "s3ta_platform", "run", tiny, UNTRACKED, f"results={root}"]
-    process = subprocess.Popen(
-        [*map(str, command)], stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    deadline = time.monotonic() + 90
-    while not list(root.glob("evaluations/*.parquet")):
-        assert process.poll() is None, "it ended before its first shard"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    code, _ = signalled(tiny, root, "evaluations/*.parquet", signal.SIGKILL)
+    assert code == -signal.SIGKILL
     kept = files(root)
     assert 0 < len(rows(root)) < SHARDS, "it was killed half-way"
     assert s3ta("run", tiny, UNTRACKED, f"results={root}").code == 0

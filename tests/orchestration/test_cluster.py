@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import ray
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.placement_group import placement_group, placement_group_table
 
+from s3ta.errors import UserError
 from s3ta_platform.cluster import Cluster, local_cluster
 from s3ta_platform.fits import fit, process_group
 from s3ta_platform.leftovers import alive, remove_leftovers, remove_orphans
@@ -79,6 +82,7 @@ def test_every_listening_socket_is_on_loopback(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.use_:DeprecationWarning")
 def test_training_workers_add_up_on_loopback_and_need_no_more_actors(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -160,3 +164,38 @@ def test_logical_cpus_are_what_was_asked_for(cluster: Cluster) -> None:
     assert cluster.cpus == 2
     assert socket.gethostbyname(cluster.address.split(":")[0]).startswith("127.")
     assert cluster.logs.is_dir()
+
+
+JOIN = """
+import ray, sys
+from s3ta_platform.cluster import local_cluster
+from s3ta_platform.leftovers import alive
+
+class Mailbox:
+    def answer(self):
+        return 42
+
+with local_cluster(cpus=7, address=sys.argv[1]) as cluster:
+    mailbox = ray.remote(Mailbox).options(num_cpus=0, lifetime="detached").remote()
+    print(ray.get(mailbox.answer.remote()), cluster.cpus, len(alive()[0]))
+"""
+
+
+def test_who_joins_removes_only_his_own(cluster: Cluster) -> None:
+    actor = maker(detached=False)
+    ray.get(actor.group_id.remote())
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "platform")])}
+    environment.pop("RAY_AUTH_MODE", None)  # as in another terminal
+    command = [sys.executable, "-c", JOIN, cluster.address]
+    joined = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (joined.stdout, joined.stderr) == ("42 2 1\n", "")
+    actors = ray._private.state.actors().values()
+    states = {actor["ActorClassName"]: actor["State"] for actor in actors}
+    assert (states["Mailbox"], len(alive()[0])) == ("DEAD", 1)
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once() -> None:
+    refusal = pytest.raises(UserError, match=r"127\.0\.0\.1:1'.*host:port")
+    with refusal, local_cluster(address="127.0.0.1:1"):
+        pass
