@@ -161,7 +161,10 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> N
 
 
 _LINE = {"file", "size", "sha256"}
-_REMEDY = "Delete that checkpoint's folder: training then goes on from the one before."
+_REMEDY = (
+    "Delete that checkpoint's folder, and trained.json beside checkpoints/ if it is there: training"
+    " then goes on from the checkpoint before."
+)
 
 
 def _folder(prefix: str, step: int) -> str:

@@ -55,13 +55,9 @@ def _plan(file: Path, overrides: list[str] | None) -> "Plan":
 @app.command()
 def run(file: File, overrides: Overrides = None) -> None:
     """Run an experiment file: train, attack, log, report. Does only what is not stored yet."""
-    from s3ta_platform.plan import check_checkpoints
     from s3ta_platform.run import run as run_plan
 
-    planned = _plan(file, overrides)
-    planned.storage.check_writable()
-    check_checkpoints(planned)
-    raise typer.Exit(run_plan(planned))
+    raise typer.Exit(run_plan(_plan(file, overrides)))
 
 
 @app.command()

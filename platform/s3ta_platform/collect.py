@@ -20,7 +20,8 @@ def collect(
 ) -> SweepResult:
     """All complete trials of a sweep; `run_ids` by trial key, `failed` by trial name."""
     storage = plan.storage
-    trials = [collect_trial(storage, t, run_ids.get(t.key)) for t in plan.trials]
+    sound = [t for t in plan.trials if t.name not in failed]
+    trials = [collect_trial(storage, t, run_ids.get(t.key)) for t in sound]
     done = [t for t in trials if t is not None]
     return SweepResult(
         name=plan.experiment.name,

@@ -70,7 +70,8 @@ def resolve(location: str) -> list[Path]:
     if not found:
         raise UserError(
             f"No Parquet file at {location!r}. Name a file, a folder with *.parquet files, a glob, "
-            f"or a sample that ships with the package: {', '.join(_samples())}."
+            f"or a sample that ships with the package: {', '.join(_samples())}. "
+            "`s3ta data import fashion-mnist` makes datasets/fashion_mnist/."
         )
     return found
 

@@ -59,6 +59,21 @@ def alive() -> tuple[list[str], list[str]]:
         return _describe(_actors(channel)), _describe(_groups(channel))
 
 
+def wait_for_room(within_s: float) -> None:
+    """Wait until no placement group of this driver waits for resources, at most `within_s`.
+
+    A group is placed about a second after resources are given back, an actor at once: without a
+    wait whoever asks for actors next would always be served before a trial that waits to train.
+    """
+    deadline = time.monotonic() + within_s
+    with _channel() as channel:
+        while time.monotonic() < deadline:
+            pending = gcs_pb2.PlacementGroupTableData.PENDING
+            if all(group.state != pending for group in _groups(channel)):
+                return
+            time.sleep(0.2)
+
+
 def _remove_groups(channel: grpc.Channel, groups: list[Any]) -> None:
     stub = gcs_service_pb2_grpc.PlacementGroupInfoGcsServiceStub(channel)
     for group in groups:

@@ -78,13 +78,14 @@ class Publisher:
             self.tracker.log_series(self.run_ids[trial.key], points)
             self.tracker.log_table_scalars(self.run_ids[trial.key], scalars)
 
-    def finish_trial(self, trial: TrialPlan, status: Status) -> None:
+    def finish_trial(self, trial: TrialPlan, *, failed: bool) -> None:
         """Everything there is, and the true status."""
         self.training(trial)
-        self.evaluation(trial)
+        if not failed:
+            self.evaluation(trial)
         run_id = self.run_ids[trial.key]
         self.tracker.log_dict(run_id, plain(trial.experiment), "config.yaml")
-        self.tracker.finish(run_id, status)
+        self.tracker.finish(run_id, "FAILED" if failed else "FINISHED")
 
     def finish(self, report: Path | None, figures: list[Path], status: Status) -> None:
         """The sweep's own run: report and figures."""

@@ -11,8 +11,12 @@ from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.executors import run_on_ray
 from s3ta_platform.fits import fit, process_group
 from s3ta_platform.jobs import TrainJob
+from s3ta_platform.leftovers import wait_for_room
 from s3ta_platform.schema import ClusterSettings
 from s3ta_platform.shards import DoWork, Work
+
+TRAINING_FIRST_S = 5.0
+"""So long the CPUs that a trial has given back are left to one that waits to train."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class OnRay:
         self, build: Callable[[], DoWork], jobs: Iterable[Work], /
     ) -> Iterator[tuple[Work, Tally]]:
         s = self.settings
+        wait_for_room(TRAINING_FIRST_S)
         return run_on_ray(
             build,
             jobs,

@@ -14,13 +14,13 @@ from s3ta_platform.collect import collect
 from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.live import Display, only_ours
 from s3ta_platform.places import command, log_file, report_folder, tracking_address
-from s3ta_platform.plan import Plan, TrialPlan, require_room, trial_state
+from s3ta_platform.plan import Plan, TrialPlan, check_checkpoints, require_room, trial_state
 from s3ta_platform.publish import Publisher
 from s3ta_platform.report import write_report
 from s3ta_platform.results import SweepResult
 from s3ta_platform.schema import ClusterSettings, Executor
 from s3ta_platform.tables import terminal_table
-from s3ta_platform.tracking import open_tracker
+from s3ta_platform.tracking import Tracker, open_tracker
 from s3ta_platform.tracking_ui import compare_url
 
 UI_ADDRESS = "http://127.0.0.1:5000"
@@ -33,20 +33,22 @@ def run(plan: Plan) -> int:
     """Run an experiment to its report; gives the exit code: 0, or 1 if a trial failed."""
     _require_local_room(plan.experiment.cluster)
     plan.storage.check_writable()
+    check_checkpoints(plan)
+    tracker = _open_tracker(plan)
     log = log_file(plan.experiment)
     with only_ours(log) as console:
         started = time.monotonic()
         todo = [t for t in plan.trials if not trial_state(plan.storage, t).complete]
         _say_what_comes(console, plan, todo)
-        publisher = _open_publisher(plan, todo)
+        publisher = _open_publisher(plan, tracker, todo)
         try:
             failed = _run_missing(plan, todo, publisher, console, log) if todo else {}
         except BaseException:
-            for trial in todo:
-                publisher.tracker.finish(publisher.run_ids[trial.key], "KILLED")
+            for run_id in (publisher.sweep, *(publisher.run_ids[t.key] for t in todo)):
+                tracker.finish(run_id, "KILLED")
             raise
         for trial in plan.trials:
-            publisher.finish_trial(trial, "FAILED" if trial.key in failed else "FINISHED")
+            publisher.finish_trial(trial, failed=trial.key in failed)
         result = _report(plan, publisher, failed)
         _say_results(console, plan, result, publisher, log, time.monotonic() - started)
     return 1 if failed else 0
@@ -61,22 +63,31 @@ def _require_local_room(cluster: ClusterSettings) -> None:
 def report(plan: Plan) -> int:
     """Make the report anew from what is stored; exit code 1 if a trial is not complete."""
     missing = {
-        t.key: f"not complete; {command('run')} FILE does the rest"
+        t.key: "not complete: `s3ta run` with the same file does the rest"
         for t in plan.trials
         if not trial_state(plan.storage, t).complete
     }
+    if len(missing) == len(plan.trials):
+        raise UserError(
+            f"None of the {len(missing)} trials of {plan.experiment.name} is complete in "
+            f"{plan.experiment.results}, so there is nothing to report: run the file first."
+        )
+    tracker = _open_tracker(plan)
     log = log_file(plan.experiment)
     with only_ours(log) as console:
-        publisher = _open_publisher(plan, [])
+        publisher = _open_publisher(plan, tracker, [])
         result = _report(plan, publisher, missing)
         _say_results(console, plan, result, publisher, log, None)
     return 1 if missing else 0
 
 
-def _open_publisher(plan: Plan, todo: list[TrialPlan]) -> Publisher:
+def _open_tracker(plan: Plan) -> Tracker:
     e = plan.experiment
-    store = tracking_address(e.tracking.store, e.results)
-    publisher = Publisher(open_tracker(store, None, e.tracking.experiment), plan)
+    return open_tracker(tracking_address(e.tracking.store, e.results), None, e.tracking.experiment)
+
+
+def _open_publisher(plan: Plan, tracker: Tracker, todo: list[TrialPlan]) -> Publisher:
+    publisher = Publisher(tracker, plan)
     for trial in plan.trials:
         publisher.start_trial(trial)
     for trial in todo:
@@ -158,9 +169,9 @@ def _run_inline(todo: list[TrialPlan], emit: Emit) -> dict[str, str]:
 
 def _say_what_comes(console: Console, plan: Plan, todo: list[TrialPlan]) -> None:
     e = plan.experiment
-    console.print(f"[bold]{e.about.title or e.name}[/]")
+    console.print(e.about.title or e.name, style="bold", markup=False)
     if e.about.claim:
-        console.print(e.about.claim, style="dim")
+        console.print(e.about.claim, style="dim", markup=False)
     done = len(plan.trials) - len(todo)
     if not todo:
         console.print(f"Nothing to compute: all {done} trials are stored in {e.results}.")
@@ -179,16 +190,16 @@ def _say_results(
     console.print()
     console.print(terminal_table(result))
     for name, error in result.failed.items():
-        console.print(f"[red]{name} failed:[/] {error}", highlight=False)
+        console.print(f"{name} failed: {error}", style="red", markup=False, highlight=False)
     width = max(map(len, result.places))
     for label, place in result.places.items():
-        console.print(f"[bold]{label:{width}}[/]  {place}", highlight=False, soft_wrap=True)
+        console.print(f"{label:{width}}  {place}", markup=False, highlight=False, soft_wrap=True)
     if publisher.tracker.missing:
         console.print(
             f"[yellow]{len(publisher.tracker.missing)} things could not be written to MLflow[/] "
             f"(first: {publisher.tracker.missing[0]}); running the same command again adds them."
         )
     if result.failed:
-        console.print(f"What Ray and the libraries said: {log}", highlight=False)
+        console.print(f"What Ray and the libraries said: {log}", markup=False, highlight=False)
     if seconds is not None:
         console.print(f"done in {seconds / 60:.1f} minutes", style="dim")

@@ -9,7 +9,8 @@ import errno
 import os
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,10 @@ class NotStored(KeyError):  # noqa: N818 - it is a KeyError whose name says what
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class StoreAwayError(OSError, UserError):
+    """The store does not answer or refuses. As an OSError it is worth another try."""
 
 
 class Storage(Protocol):
@@ -275,29 +280,36 @@ class S3Storage:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def put_new(self, name: str, data: bytes) -> bool:
-        return self._create(self._key(name), data)
+        with self._answering():
+            return self._create(self._key(name), data)
 
     def get(self, name: str) -> bytes:
-        try:
-            reply = self._client.get_object(Bucket=self.bucket, Key=self._key(name))
-        except self._client.exceptions.NoSuchKey:
-            raise NotStored(f"{name} is not stored in {self.root}") from None
-        body: bytes = reply["Body"].read()
-        return body
+        key = self._key(name)
+        with self._answering():
+            try:
+                reply = self._client.get_object(Bucket=self.bucket, Key=key)
+            except self._client.exceptions.NoSuchKey:
+                raise NotStored(f"{name} is not stored in {self.root}") from None
+            body: bytes = reply["Body"].read()
+            return body
 
     def exists(self, name: str) -> bool:
-        return self._head(self._key(name)) is not None
+        with self._answering():
+            return self._head(self._key(name)) is not None
 
     def list(self, prefix: str = "") -> Names:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self._start + _check_prefix(prefix)
-        )
-        keys = (item["Key"] for page in pages for item in page.get("Contents", []))
+        start = self._start + _check_prefix(prefix)
+        with self._answering():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=start
+            )
+            keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
         names = (key.removeprefix(self._start) for key in keys)
         return sorted(name for name in names if "/." not in f"/{name}" and not name.endswith("/"))
 
     def delete(self, name: str) -> None:
-        self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
+        with self._answering():
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
 
     def uri(self, name: str) -> str:
         return f"s3://{self.bucket}/{self._key(name)}"
@@ -306,23 +318,28 @@ class S3Storage:
         return 0  # a put appears whole or not at all
 
     def check_writable(self) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
-
         probe = f"{self._start}{TEMPORARY}probe-{uuid.uuid4().hex}"
-        try:
+        with self._answering():
             created = [self._create(probe, b"first"), self._create(probe, b"second")]
             self._client.delete_object(Bucket=self.bucket, Key=probe)
-        except (BotoCoreError, ClientError) as error:
-            raise UserError(
-                f"Can't write to {self.root}: {error}. Check the bucket's name, the credentials and"
-                " AWS_ENDPOINT_URL, or choose another place (setting `results`)."
-            ) from error
         if created != [True, False]:
             raise UserError(
                 f"The object store of {self.root} ignores `If-None-Match: *`, so that it can't tell"
                 " the first writer from the second: use a store that honours it (AWS S3, MinIO,"
                 " Ceph) or a local folder."
             )
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError) as error:
+            raise StoreAwayError(
+                f"Can't use {self.root}: {error}. Check the bucket's name, the credentials and"
+                " AWS_ENDPOINT_URL, or choose another place (setting `results`)."
+            ) from error
 
     @property
     def _start(self) -> str:

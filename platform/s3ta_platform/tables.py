@@ -167,6 +167,7 @@ def terminal_table(sweep: SweepResult) -> Table:
         caption_justify="left",
         caption_style="",
         box=SIMPLE_HEAD,
+        collapse_padding=True,
         pad_edge=False,
     )
     table.add_column("model", no_wrap=True)
@@ -186,8 +187,8 @@ def _fill_side_by_side(
 ) -> None:
     table.add_column("clean\ntop-1", justify="right", no_wrap=True)
     for _, steps in keys:
-        table.add_column(f"top-1 at\n{steps:,} steps", justify="right", no_wrap=True)
-        table.add_column(f"success at\n{steps:,} steps", justify="right", no_wrap=True)
+        table.add_column(f"top-1\n{steps:,} steps", justify="right", no_wrap=True)
+        table.add_column(f"success\n{steps:,} steps", justify="right", no_wrap=True)
     for summary in summaries:
         cells = [_cell(summary.nominal)]
         for key in keys:

@@ -100,7 +100,7 @@ def open_tracker(address: str, artifacts: str | None, experiment: str) -> Tracke
     except Exception as error:
         raise UserError(
             f"Can't open the tracking store {public(address)}: {_reason(error, address)}. Start the"
-            " server or correct the address (setting `tracking`), or run without tracking"
+            " server or correct the address (setting `tracking.store`), or run without tracking"
             " (`none`)."
         ) from error
 

@@ -39,7 +39,10 @@ def ui_command(
             f"{public(address)} is a server and shows its pages itself: open that address."
         )
     if not database(address).is_file():
-        raise UserError(f"There is no {database(address)} to show: start a run first.")
+        raise UserError(
+            f"There is no {database(address)} to show: start a run first, or name its results root "
+            "with --results."
+        )
     options = {
         "--backend-store-uri": address,
         "--default-artifact-root": artifact_uri(address, artifacts) or "",
@@ -64,7 +67,7 @@ def absolute(address: str) -> str:
     if not path or path == address:
         raise UserError(
             f"{address!r} is no tracking address: use sqlite:///PATH/mlflow.db,"
-            " http://HOST:PORT or none (setting `tracking`)."
+            " http://HOST:PORT or none (setting `tracking.store`)."
         )
     return f"sqlite:///{os.path.abspath(os.path.expanduser(path))}"
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ OVERRIDES = [
     ("train.epochs=abc", ["train.epochs is 'abc'", "a whole number"]),
     ("train.epochs=1.5", ["train.epochs is 1.5", "a whole number"]),
     ("train.epochs=", ["train.epochs is ''", "a whole number"]),
+    ("train.epochs=true", ["train.epochs is", "a whole number"]),
     ("train.epochs=null", ["train.epochs is null", "a whole number"]),
     ("train.learning_rate=fast", ["train.learning_rate is 'fast'", "a number"]),
     ("model.vision.stem_pool=maybe", ["model.vision.stem_pool is maybe", "true or false"]),
@@ -296,6 +298,19 @@ def test_damaged_rows_are_named_with_the_remedy(trained: Path, tiny: Path, s3ta:
     assert "Traceback" not in done.output
     assert file.name in done.output
     assert "Delete it and run again" in done.output
+
+
+def test_a_taken_port_is_refused_before_mlflow_starts(
+    s3ta: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("MLflow was started"))
+    (tmp_path / "mlflow.db").touch()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = s3ta("ui", "--results", tmp_path, "--port", port)
+    assert done.code == 2
+    assert f"Port {port} of 127.0.0.1" in done.output
+    assert "--port" in done.output
 
 
 @pytest.mark.parametrize(
