@@ -90,8 +90,8 @@ def _open_publisher(plan: Plan, tracker: Tracker, todo: list[TrialPlan]) -> Publ
     publisher = Publisher(tracker, plan)
     for trial in plan.trials:
         publisher.start_trial(trial)
-    for trial in todo:
-        publisher.tracker.running(publisher.run_ids[trial.key])
+    for run_id in [publisher.sweep, *(publisher.run_ids[t.key] for t in todo)] if todo else []:
+        tracker.running(run_id)
     return publisher
 
 
@@ -124,7 +124,8 @@ def _places(plan: Plan, publisher: Publisher) -> dict[str, str]:
     if e.tracking.store != "none" and run_ids:
         base = e.tracking.store if e.tracking.store.startswith("http") else UI_ADDRESS
         places["then open"] = compare_url(base, publisher.tracker.experiment_id, run_ids)
-    if not e.results.startswith("s3://"):
+    own = Path(e.results).expanduser().resolve()
+    if not e.results.startswith("s3://") and own not in (Path.cwd(), *Path.cwd().parents):
         places["start afresh"] = f"rm -r {shlex.quote(e.results)}"
     return places
 

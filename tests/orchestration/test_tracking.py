@@ -386,7 +386,9 @@ def test_a_store_that_cannot_be_opened_is_refused_at_the_start(
 ) -> None:
     (tmp_path / "file").write_text("not a database, but long enough to be taken for one" * 100)
     for path in ("file", "file/mlflow.db"):
-        with pytest.raises(UserError, match=r"Can't open the tracking store .*file.* `tracking`"):
+        with pytest.raises(
+            UserError, match=r"Can't open the tracking store .*file.* `tracking.store`"
+        ):
             open_tracker(f"sqlite:///{tmp_path}/{path}", None, "spine")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=r"http://127.0.0.1:1: ") as caught:
