@@ -139,10 +139,13 @@ def _run_missing(
 
         def emit(event: Event) -> None:
             display(event)
-            if event.durable:
-                write = publisher.training if event.phase is Phase.train else publisher.evaluation
-                with writing:
-                    write(by_key[event.trial])
+            if not event.durable:
+                return
+            with writing:
+                if event.phase is Phase.train:
+                    publisher.training(by_key[event.trial])
+                else:  # the last thing that a trial says
+                    publisher.finish_trial(by_key[event.trial], failed=False)
 
         return _runner(plan, console, log)(todo, emit)
 
@@ -152,7 +155,7 @@ def _runner(plan: Plan, console: Console, log: Path) -> RunTrials:
         return _run_inline
     from s3ta_platform.sweep import run_on_ray  # Ray is imported only where it is used
 
-    console.print("[dim]starting Ray[/]" if plan.experiment.cluster.address == "local" else "")
+    console.print("[dim]starting Ray and its workers: 20 seconds or so[/]")
     return lambda todo, emit: run_on_ray(todo, plan.experiment.cluster, emit, log)
 
 
