@@ -49,10 +49,9 @@ def to_parquet(rows: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> byte
 
 def read_rows(storage: Storage, name: str) -> pa.Table:
     """The rows of one stored file; UserError if it is damaged."""
+    stored = io.BytesIO(storage.get(name))
     try:
-        table = pq.read_table(
-            io.BytesIO(storage.get(name)), page_checksum_verification=True, schema=None
-        )
+        table = pq.read_table(stored, page_checksum_verification=True)
         about = json.loads((table.schema.metadata or {})[METADATA])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 
 from s3ta.errors import UserError
-from s3ta_platform.storage import NotStored, Storage
+from s3ta_platform.storage import NotStored, Storage, StoreAwayError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,11 @@ def read_trained(storage: Storage, key: str) -> Trained | None:
     """The record of a trained trial, or None."""
     name = trained_name(key)
     try:
-        return Trained(**json.loads(storage.get(name)))
+        record = storage.get(name)
     except NotStored:
         return None
+    try:
+        return Trained(**json.loads(record))
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{storage.uri(name)} is not the record of a trained model ({error}). "
@@ -72,6 +74,8 @@ def verify_checkpoint(storage: Storage, key: str, step: int) -> None:
         found = {f: hashlib.sha256(storage.get(f"{folder}/{f}")).hexdigest() for f in digests}
     except NotStored as error:
         raise UserError(f"The checkpoint of trial {key} is not whole: {error}. {remedy}") from None
+    except StoreAwayError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{storage.uri(folder)}/manifest.json is no manifest. {remedy}") from error
     if owner != key:

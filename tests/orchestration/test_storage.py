@@ -18,6 +18,7 @@ import pytest
 
 from s3ta.errors import UserError
 from s3ta_platform.storage import NotStored, S3Storage, Storage, open_storage
+from s3ta_platform.trials import read_trained
 
 WRITERS = 8
 
@@ -334,3 +335,20 @@ def test_durable_puts_reach_the_disk_value_before_name_and_name_before_the_answe
     assert order == ["value", "name", "folder"]
     open_storage(str(tmp_path), durable=False).put_new("a/c", b"x")
     assert order == ["value", "name", "folder", "name"]
+
+
+def test_a_store_that_is_away_is_said_to_be_away_and_worth_another_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    away = open_storage("s3://bucket/runs")
+    with pytest.raises(UserError, match="Can't use s3://bucket/runs") as error:
+        read_trained(away, "0123456789abcdef")
+    assert isinstance(error.value, OSError)
