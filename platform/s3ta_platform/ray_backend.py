@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.train.v2.api.exceptions import WorkerGroupError
 
+from s3ta.errors import UserError
 from s3ta.tally import Tally
 from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.executors import run_on_ray
@@ -30,15 +32,20 @@ class OnRay:
     def train(self, job: TrainJob, emit: Emit) -> None:
         """One fit. A worker that dies is replaced, and all go on from the last checkpoint."""
         s = self.settings
-        fit(
-            _train_worker,
-            {"job": job, "emit": emit},
-            name=f"{job.key}-s0",
-            scratch=self.scratch,
-            workers=s.train_workers,
-            resources=_resources(s),
-            max_failures=s.attempts - 1,
-        )
+        try:
+            fit(
+                _train_worker,
+                {"job": job, "emit": emit},
+                name=f"{job.key}-s0",
+                scratch=self.scratch,
+                workers=s.train_workers,
+                resources=_resources(s),
+                max_failures=s.attempts - 1,
+            )
+        except WorkerGroupError as error:
+            # Ray wraps what a worker raised; its text is a traceback.
+            raised = (getattr(f, "_base_exc", f) for f in error.worker_failures.values())
+            raise next((e for e in raised if isinstance(e, UserError)), error) from None
 
     def fan_out(
         self, build: Callable[[], DoWork], jobs: Iterable[Work], /

@@ -108,10 +108,16 @@ def _delivered(emit: Emit) -> Iterator[Post]:
 
 
 def _words(error: BaseException) -> str:
-    """What a person needs of an error that crossed processes: the last cause's own message."""
+    """What a person needs of an error that crossed processes: our own words, or its cause's."""
+    ours = UserError | JobsFailedError
     cause: BaseException = error
-    while (deeper := getattr(cause, "cause", None) or cause.__cause__) is not None:
-        cause = deeper
-    if isinstance(cause, UserError | JobsFailedError):
+    while True:
+        inner = getattr(cause, "cause", None)  # Ray's wrapper is an instance of what it wraps
+        if inner is None and not isinstance(cause, ours):
+            inner = cause.__cause__
+        if inner is None:
+            break
+        cause = inner
+    if isinstance(cause, ours):
         return str(cause)
     return " ".join(f"{type(cause).__name__}: {cause}".split())[-500:]

@@ -235,7 +235,6 @@ def _caption(sweep: SweepResult, summaries: Sequence[Summary]) -> Text:
         *(["top-1: the share of images classified right."] if summaries else []),
         *_unroll_words(summaries),
         *(_reading_words(summaries) if keys else []),
-        *(f"{name} failed: {_first_line(error)}" for name, error in sweep.failed.items()),
     ]
     return Text("\n".join(lines))
 
@@ -257,10 +256,6 @@ def _reading_words(summaries: Sequence[Summary]) -> list[str]:
         "Attack success: the share of images predicted as the class that the attacker chose"
         + ("; untargeted, the share turned from right to wrong." if untargeted else "."),
     ]
-
-
-def _first_line(error: str) -> str:
-    return (error.strip().splitlines() or ["no message"])[0]
 
 
 def csv_text(sweep: SweepResult) -> str:

@@ -29,10 +29,10 @@ cluster: {cpus: 2}
 """
 
 
-def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *overrides: str, experiment: str = EXPERIMENT) -> "subprocess.Popen[str]":
     """`s3ta run` on the tiny experiment, as a user starts it."""
     file = folder / "tiny.yaml"
-    file.write_text(EXPERIMENT)
+    file.write_text(experiment)
     return subprocess.Popen(
         [sys.executable, "-m", "s3ta_platform", "run", file, f"results={folder}/r", *overrides],
         stdout=subprocess.PIPE,
@@ -113,3 +113,21 @@ def test_more_workers_than_cpus_are_refused_before_anything_starts(tmp_path: Pat
     assert "cluster.train_workers is 2" in output
     assert "1 CPU" in output
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_is_named_with_its_error_and_does_not_end_the_sweep(
+    tmp_path: Path,
+) -> None:
+    rates = EXPERIMENT.replace("model.unroll: [1, 2]", "train.learning_rate: [0.1, 1.0e30]")
+    process = start(tmp_path, "train.warmup_epochs=0", experiment=rates)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, output
+    words = " ".join(output.split())
+    assert "The training loss of step" in words
+    assert "Lower train.learning_rate" in words
+    assert "Traceback" not in words
+    assert "File " not in words
+    assert "What Ray and the libraries said" in words
+    assert words.count("failed:") == 1
+    assert len(rows(tmp_path)) == 6, "the other trial is complete"
