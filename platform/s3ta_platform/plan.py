@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3ta.errors import UserError
+from s3ta.trajectory import trajectories
 from s3ta_platform.compose import Composed, Trial
 from s3ta_platform.data import Manifest, read_manifest
 from s3ta_platform.devices import device_class, resolve_device
@@ -151,8 +152,6 @@ def check_checkpoints(plan: Plan) -> None:
 
 
 def _trajectory_count(plan: TrialPlan) -> int:
-    from s3ta.trajectory import trajectories
-
     return sum(len(trajectories(a)) for a in plan.experiment.evaluate.attacks.values())
 
 
