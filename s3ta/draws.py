@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     EVAL_TARGET = 7
     EVAL_NOISE = 8
     WEIGHTS = 9  # of models in tests, whose golden numbers hold on every processor
+    PROBE = 10  # images that a model is checked with before it is attacked
 
 
 @dataclass(frozen=True)

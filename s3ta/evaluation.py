@@ -1,161 +1,277 @@
-"""Attack images in fixed tiles -> one record per image and reading.
+"""Attack a batch of images, in tiles -> one record per image and reading.
 
-Images are grouped into tiles of a fixed size, the last one padded, because kernels may round
-differently for other batch sizes and a signed step turns the last bit into another image.
+A tile has a fixed number of slots, because kernels may round differently for other batch sizes and
+a signed step turns the last bit into another image. Empty slots are computed and thrown away. The
+run can be saved after any step and continued elsewhere, bit for bit.
+
+B slots of a tile, N images of the batch, R readings of the trajectory.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from s3ta.attacks import PGD, AttackState, frozen
+from s3ta.attacks import PGD
+from s3ta.batch import Batch, Conditions, draw_targets, to_unit
 from s3ta.draws import Key, Purpose
+from s3ta.engine import Engine
+from s3ta.hits import NEVER, Hits, Mask
+from s3ta.objective import attack_loss, margin
+from s3ta.records import NO_TARGET, Records, Steps
 from s3ta.settings import Goal
 from s3ta.tally import Array, Rows
 from s3ta.trajectory import Trajectory
 
-NO_TARGET = -1
+EMPTY = -1
+CHECK_EVERY = 16
+"""Steps between two questions to the judge about first hits. A part of every result."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Images with what is known of them, on the CPU."""
-
-    images_BCHW: npt.NDArray[np.uint8]
-    labels_B: npt.NDArray[np.int64]
-    image_ids_B: npt.NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        # torch takes neither read-only arrays nor negative strides.
-        for name in ("images_BCHW", "labels_B", "image_ids_B"):
-            object.__setattr__(self, name, np.require(getattr(self, name), requirements=["C", "W"]))
-
-    def __len__(self) -> int:
-        return len(self.labels_B)
-
-    def part(self, start: int, stop: int) -> "Batch":
-        return Batch(
-            images_BCHW=self.images_BCHW[start:stop],
-            labels_B=self.labels_B[start:stop],
-            image_ids_B=self.image_ids_B[start:stop],
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """What, beside model, attack and image, decides the bits of a record."""
-
-    classes: int
-    seed: int
-    """Of targets and starts; not the training seed."""
-    tile: int = 32
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class AttackedTile:
-    """One tile before and after, padding included."""
-
-    clean_predictions_B: Tensor
-    targets_B: Tensor
-    state: AttackState
-
-
-def to_unit(images_BCHW: npt.NDArray[np.uint8], device: str) -> Tensor:
-    """uint8 -> float32 in [0, 1]."""
-    return torch.from_numpy(images_BCHW).to(device).float() / 255
-
-
-def draw_targets(batch: Batch, seed: int, classes: int) -> npt.NDArray[np.int64]:
-    """The evaluation's target classes: they depend on (seed, image id) alone."""
-    key = Key(seed, Purpose.EVAL_TARGET)
-    return key.wrong_classes(batch.image_ids_B, batch.labels_B, classes)
-
-
-def attack_tile(
-    model: nn.Module, batch: Batch, trajectory: Trajectory, conditions: Conditions
-) -> AttackedTile:
-    """Attack at most `tile` images, padded to exactly `tile`."""
-    device, tile, n = conditions.device, conditions.tile, len(batch)
-    assert n <= tile
-    targeted = trajectory.goal is Goal.random_target
-    targets = (
-        draw_targets(batch, conditions.seed, conditions.classes)
-        if targeted
-        else np.full(n, NO_TARGET, dtype=np.int64)
-    )
-    noise_key = Key(conditions.seed, Purpose.EVAL_NOISE, epoch=trajectory.restart)
-    uniform = noise_key.uniform(batch.image_ids_B, batch.images_BCHW.shape[1:])
-    images = _pad(to_unit(batch.images_BCHW, device), tile)
-    labels_B = _pad(torch.from_numpy(batch.labels_B).to(device), tile)
-    targets_B = _pad(torch.from_numpy(targets).to(device), tile)
-    with frozen(model) as f:
-        clean_predictions_B = f(images.requires_grad_()).argmax(dim=1)
-        pgd = PGD(f, trajectory, images.detach(), labels_B, targets_B if targeted else None)
-        state = pgd.run(pgd.begin(_pad(torch.from_numpy(uniform).to(device), tile)))
-    return AttackedTile(clean_predictions_B, targets_B, state)
+OnStep = Callable[["AttackRun"], None]
 
 
 def attack_images(
-    model: nn.Module, batch: Batch, trajectory: Trajectory, conditions: Conditions
+    engine: Engine,
+    batch: Batch,
+    trajectory: Trajectory,
+    conditions: Conditions,
+    on_step: OnStep | None = None,
 ) -> Rows:
     """Per-example records of one trajectory, ordered by image and, within it, by step."""
-    if len(batch) == 0:
-        raise ValueError("there are no images to attack: give at least one")
-    parts = []
-    for start in range(0, len(batch), conditions.tile):
-        part = batch.part(start, start + conditions.tile)
-        parts.append(_records(part, attack_tile(model, part, trajectory, conditions), trajectory))
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    return AttackRun(engine, batch, trajectory, conditions).run(on_step)
 
 
-def place_matters(model: nn.Module, image_CHW: Tensor, tile: int) -> bool:
-    """Does an image's place in a tile change its logits or its gradient?
+class AttackRun:
+    """One trajectory on all images of a batch. Slots take images in order as they become free."""
 
-    Some kernels add up in an order that depends on the row (seen for linear layers of 2 to 10
-    outputs whose inner length is no multiple of 4). Then rows would depend on how work is cut.
-    """
-    with frozen(model) as f:
-        images = image_CHW.expand(tile, *image_CHW.shape).clone().requires_grad_()
-        logits_BC = f(images)
-        gradient = torch.autograd.grad(logits_BC.logsumexp(dim=1).sum(), images)[0]
-    return any(bool((x != x[:1]).any()) for x in (logits_BC, gradient))
+    def __init__(
+        self,
+        engine: Engine,
+        batch: Batch,
+        trajectory: Trajectory,
+        conditions: Conditions,
+        *,
+        keep_attacked: bool = False,
+    ) -> None:
+        if len(batch) == 0:
+            raise ValueError("there are no images to attack: give at least one")
+        self.engine, self.batch, self.trajectory = engine, batch, trajectory
+        self.conditions, tile = conditions, conditions.tile
+        self.targeted = trajectory.goal is Goal.random_target
+        self.targets_N = (
+            draw_targets(batch, conditions.seed, conditions.classes)
+            if self.targeted
+            else np.full(len(batch), NO_TARGET, np.int64)
+        )
+        self.records = Records(batch, self.targets_N, trajectory)
+        self.attacked_NCHW = (
+            np.zeros(batch.images_BCHW.shape, np.float32) if keep_attacked else None
+        )
+        """Where each image ended up, if asked for."""
+        self.slots_B = np.full(tile, EMPTY, np.int64)
+        """The place in the batch of the image in each slot."""
+        self.steps_B = np.zeros(tile, np.int32)
+        self.tick = self.next = 0
+        blank = torch.zeros((tile, *batch.images_BCHW.shape[1:]), device=engine.device)
+        self.attacked = blank.to(memory_format=engine.memory)
+        self.error, self.target = Hits(self.attacked), Hits(self.attacked)
+        self._take_images()
 
+    @property
+    def total(self) -> int:
+        """Steps of all images."""
+        return len(self.batch) * self.trajectory.steps
 
-def _pad(x: Tensor, tile: int) -> Tensor:
-    return torch.cat([x, x.new_zeros(tile - len(x), *x.shape[1:])]) if len(x) < tile else x
+    @property
+    def done(self) -> int:
+        """Steps that are behind, where an image that was solved early counts in full."""
+        active_B = self.slots_B != EMPTY
+        behind = (self.next - int(active_B.sum())) * self.trajectory.steps
+        return behind + int(self.steps_B[active_B].sum())
 
+    def run(self, on_step: OnStep | None = None) -> Rows:
+        """Go on to the end; `on_step` is called after every step of the tile."""
+        if not self.records.clean_known:
+            self._judge_clean_images()
+        while True:
+            if self.tick % CHECK_EVERY == 0:
+                self._settle(self.slots_B != EMPTY)
+                self._fill()
+            if not (self.slots_B != EMPTY).any():
+                return self.records.rows()
+            self._advance()
+            if on_step is not None:
+                on_step(self)
 
-def _records(batch: Batch, attacked: AttackedTile, trajectory: Trajectory) -> Rows:
-    n, steps = len(batch), len(attacked.state.readings)
-    readings = attacked.state.readings
+    def _judge_clean_images(self) -> None:
+        for start in range(0, len(self.batch), self.conditions.tile):
+            part = self.batch.part(start, start + self.conditions.tile)
+            images = to_unit(part.images_BCHW, self.engine.device)
+            predictions_B = self.engine.judged(self._padded(images)).argmax(dim=1)
+            self.records.clean_N[start : start + len(part)] = (
+                predictions_B[: len(part)].cpu().numpy()
+            )
 
-    def per_reading(name: str, dtype: type) -> Array:
-        columns = [getattr(r, name)[:n].cpu().numpy() for r in readings]
-        return np.stack(columns, axis=1).reshape(-1).astype(dtype)
+    def _padded(self, images: Tensor) -> Tensor:
+        padding = images.new_zeros(self.conditions.tile - len(images), *images.shape[1:])
+        return torch.cat([images, padding])
 
-    def per_image(column: Array, dtype: type = np.int32) -> Array:
-        return np.repeat(column[:n], steps).astype(dtype)
+    def _fill(self) -> None:
+        """Put the next images into the free slots.
 
-    labels = per_image(batch.labels_B)
-    targets = per_image(attacked.targets_B.cpu().numpy())
-    predictions = per_reading("predictions_B", np.int32)
-    return {
-        "image_id": per_image(batch.image_ids_B, np.int64),
-        "label": labels,
-        "target": targets,
-        "clean_prediction": per_image(attacked.clean_predictions_B.cpu().numpy()),
-        "prediction": predictions,
-        "correct": predictions == labels,
-        "fooled": predictions == targets,
-        "loss": per_reading("losses_B", np.float32),
-        "margin": per_reading("margins_B", np.float32),
-        "linf_255": per_reading("linf_B", np.float32) * np.float32(255),
-        "first_error_step": per_reading("first_error_steps_B", np.int32),
-        "first_target_step": per_reading("first_target_steps_B", np.int32),
-        "restart": np.full(n * steps, trajectory.restart, dtype=np.int32),
-        "step": np.tile(np.array([r.step for r in readings], dtype=np.int32), n),
-    }
+        All slots are at a check now, so every image is checked at the same steps of its own,
+        whenever it enters.
+        """
+        free = np.flatnonzero(self.slots_B == EMPTY)[: len(self.batch) - self.next]
+        if len(free) == 0:
+            return
+        self.slots_B[free] = np.arange(self.next, self.next + len(free))
+        self.steps_B[free] = 0
+        self.next += len(free)
+        self._take_images()
+        self.attacked[free] = self._starts()[free]
+        for hits in (self.error, self.target):
+            hits.clear(free)
+
+    def _take_images(self) -> None:
+        """Build the attack around the images that are in the slots; empty slots hold the first."""
+        index_B = np.maximum(self.slots_B, 0)
+        device, batch = self.engine.device, self.batch
+        self.image_ids_B = batch.image_ids_B[index_B]
+        images = to_unit(batch.images_BCHW[index_B], device)
+        self.targets_B = torch.from_numpy(self.targets_N[index_B]).to(device)
+        self.pgd = PGD(
+            self.engine.logits,
+            self.trajectory,
+            images.to(memory_format=self.engine.memory),
+            torch.from_numpy(batch.labels_B[index_B]).to(device),
+            self.targets_B if self.targeted else None,
+        )
+
+    def _starts(self) -> Tensor:
+        key = Key(self.conditions.seed, Purpose.EVAL_NOISE, epoch=self.trajectory.restart)
+        uniform = torch.from_numpy(key.uniform(self.image_ids_B, self.attacked.shape[1:]))
+        uniform = uniform.to(self.attacked.device, memory_format=self.engine.memory)
+        return self.pgd.begin(uniform)
+
+    def _advance(self) -> None:
+        """Look at all slots where they are, take the readings that are due, take one step."""
+        active_B = self.slots_B != EMPTY
+        ended_B = active_B & (self.steps_B == self.trajectory.steps)
+        if (active_B & ~ended_B).any():
+            logits_BC, gradient = self.pgd.look(self.attacked)
+        else:
+            logits_BC, gradient = self.engine.logits(self.attacked).detach(), None
+        predictions_B = logits_BC.argmax(dim=1)
+        self._note(predictions_B)
+        reading_B = active_B & np.isin(self.steps_B, self.trajectory.readings)
+        if (due_B := reading_B | ended_B).any():
+            self._settle(due_B)
+            left_B = due_B & (self.slots_B != EMPTY)
+            if left_B.any():
+                self._read(left_B, self.attacked, predictions_B, self.steps_B)
+            self._leave(ended_B)
+        if gradient is not None:
+            self.pgd.step(self.attacked, gradient)
+        self.steps_B[self.slots_B != EMPTY] += 1
+        self.tick = 0 if (self.slots_B == EMPTY).all() else self.tick + 1
+
+    def _note(self, predictions_B: Tensor) -> None:
+        steps_B = torch.from_numpy(self.steps_B).to(self.attacked.device)
+        for hits, is_hit in self._kinds():
+            hits.note(is_hit(predictions_B), predictions_B, steps_B, self.attacked)
+
+    def _kinds(self) -> list[tuple[Hits, Callable[[Tensor], Tensor]]]:
+        """Each kind of hit, with the test of predictions for it."""
+        error = (self.error, lambda predictions_B: predictions_B != self.pgd.labels_B)
+        target = (self.target, lambda predictions_B: predictions_B == self.targets_B)
+        return [error, target] if self.targeted else [error]
+
+    def _settle(self, due_B: Mask) -> None:
+        """Ask the judge about first hits; in `until_success` images at their goal leave."""
+        for hits, is_hit in self._kinds():
+            if (waiting_B := hits.waiting(due_B)).any():
+                judged_B = is_hit(self.engine.judged(hits.points).argmax(dim=1))
+                hits.settle(waiting_B, judged_B.cpu().numpy())
+        # Whoever is at the target is wrong: should the judge have refuted an error just before.
+        self.error.found(due_B & (self.target.first_B != NEVER), self.target.first_B)
+        solved_B = due_B & self._solved()
+        if solved_B.any():
+            goal = self._goal()
+            self._read(solved_B, goal.points, goal.predictions_B, goal.first_B)
+
+    def _goal(self) -> Hits:
+        return self.target if self.targeted else self.error
+
+    def _solved(self) -> Mask:
+        if not self.trajectory.until_success:
+            return np.zeros(len(self.slots_B), dtype=bool)
+        solved_B: Mask = (self.slots_B != EMPTY) & (self._goal().first_B != NEVER)
+        return solved_B
+
+    def _read(
+        self, slots_B: Mask, points: Tensor, attack_predictions_B: Tensor, steps_B: Steps
+    ) -> None:
+        """Note what the judge answers at these points, which the slots reached at `steps_B`."""
+        logits_BC = self.engine.judged(points)
+        predictions_B = logits_BC.argmax(dim=1)
+        for hits, is_hit in self._kinds():
+            hits.found(slots_B & is_hit(predictions_B).cpu().numpy(), steps_B)
+        loss, targets_B = self.trajectory.loss, self.targets_B if self.targeted else None
+        flat = points.contiguous().flatten(1)
+        columns: dict[str, Array] = {
+            "prediction": predictions_B.cpu().numpy(),
+            "attack_prediction": attack_predictions_B.cpu().numpy(),
+            "loss": attack_loss(loss, logits_BC, self.pgd.labels_B, targets_B).cpu().numpy(),
+            "margin": margin(logits_BC, self.pgd.labels_B).cpu().numpy(),
+            "linf_255": (points - self.pgd.images).abs().flatten(1).amax(1).cpu().numpy() * 255,
+            "pixel_min": flat.amin(1).cpu().numpy(),
+            "pixel_max": flat.amax(1).cpu().numpy(),
+            "first_error_step": self.error.first_B,
+            "first_target_step": self.target.first_B,
+        }
+        solved_B = self._solved()
+        for slot in np.flatnonzero(slots_B):
+            values = {name: column_B[slot] for name, column_B in columns.items()}
+            stays = bool(solved_B[slot])  # an image at its goal stays there
+            self.records.note(int(self.slots_B[slot]), int(self.steps_B[slot]), values, stays=stays)
+        self._leave(slots_B & solved_B, points)
+
+    def _leave(self, slots_B: Mask, points: Tensor | None = None) -> None:
+        """Free these slots; their images ended at these points."""
+        leaving = np.flatnonzero(slots_B & (self.slots_B != EMPTY))
+        if self.attacked_NCHW is not None and len(leaving):
+            where = self.attacked if points is None else points
+            self.attacked_NCHW[self.slots_B[leaving]] = where[leaving].cpu().numpy()
+        self.slots_B[leaving] = EMPTY
+
+    def state(self) -> Rows:
+        """All that the run needs to be continued, as arrays."""
+        arrays = self.records.state()
+        for kind, hits in (("error", self.error), ("target", self.target)):
+            arrays |= {f"{kind}.{name}": array for name, array in hits.state().items()}
+        if self.attacked_NCHW is not None:
+            arrays["attacked_NCHW"] = self.attacked_NCHW.copy()
+        return {
+            **arrays,
+            "slots_B": self.slots_B.copy(),
+            "steps_B": self.steps_B.copy(),
+            "attacked": self.attacked.cpu().contiguous().numpy().copy(),
+            "next_and_tick": np.array([self.next, self.tick]),
+        }
+
+    def restore(self, state: Rows) -> None:
+        """Go on from a saved state of the same model, images, trajectory and conditions."""
+        self.records.restore(state)
+        self.slots_B, self.steps_B = state["slots_B"].copy(), state["steps_B"].copy()
+        self.next, self.tick = map(int, state["next_and_tick"])
+        self.attacked.copy_(torch.from_numpy(state["attacked"]))
+        if self.attacked_NCHW is not None:
+            self.attacked_NCHW[:] = state["attacked_NCHW"]
+        for kind, hits in (("error", self.error), ("target", self.target)):
+            start = f"{kind}."
+            hits.restore(
+                {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+            )
+        self._take_images()

@@ -33,6 +33,20 @@ class Loss(Enum):
     margin = "margin"
 
 
+class Mode(Enum):
+    """How long an image is attacked: to the end, or until the attack's own goal is met."""
+
+    full = "full"
+    until_success = "until_success"
+
+
+class Dtype(Enum):
+    """What the attack's forward and backward passes compute in; the judge is always float32."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Schedule(Enum):
     """How the learning rate falls after the warm-up."""
 
@@ -146,10 +160,41 @@ class ModelSettings:
     unroll: int = 1
     """k of S3TA-k: how many glances the controller takes before it answers."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    """Per channel, in [0, 1] units; as many as the images have channels."""
+    """Per channel, in units of `input_range`; as many as the images have channels."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    factory: str | None = None
+    """`package.module:function` that gives any PyTorch classifier, to be attacked as it is."""
+    input_range: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    """What black and white are to a factory's model, before `mean` and `std` are applied."""
 
     def __post_init__(self) -> None:
+        if self.factory is not None:
+            module, colon, function = self.factory.partition(":")
+            require(
+                bool(module and colon and function),
+                "model.factory",
+                self.factory,
+                "written as package.module:function",
+            )
+            require(
+                self.attention is None,
+                "model.attention",
+                "set",
+                "absent where model.factory names a model of your own",
+            )
+        low_high = self.input_range
+        require(
+            len(low_high) == 2 and all(map(math.isfinite, low_high)) and low_high[0] < low_high[1],
+            "model.input_range",
+            low_high,
+            "two finite numbers, black and white, such as [0, 255]",
+        )
+        require(
+            self.factory is not None or low_high == [0.0, 1.0],
+            "model.input_range",
+            low_high,
+            "[0, 1] unless model.factory names a model of your own",
+        )
         require(self.unroll >= 1, "model.unroll", self.unroll, "at least 1")
         if self.attention is None:
             require(
@@ -184,7 +229,9 @@ class ModelSettings:
 
     @property
     def name(self) -> str:
-        """What a reader calls the model: `S3TA-4`, or `ResNet-152` by its layers."""
+        """What a reader calls the model: `S3TA-4`, `ResNet-152` by its layers, or the factory."""
+        if self.factory is not None:
+            return self.factory.partition(":")[2]
         if self.attention is not None:
             return f"S3TA-{self.unroll}"
         layers = sum(self.vision.depths) * (3 if self.vision.block is Block.bottleneck else 2) + 2
@@ -206,6 +253,9 @@ class AttackSettings:
     readings: list[int] = field(default_factory=lambda: [10, 100])
     """Step counts at which accuracy is measured. Those below 16 are runs of their own (their step
     size depends on the total); all others share one trajectory."""
+    mode: Mode = Mode.full
+    """`until_success` stops an image when this attack's own goal is met: cheaper, and only the
+    any-step measure of that goal means something."""
 
     def __post_init__(self) -> None:
         _require_epsilon("attack.epsilon_255", self.epsilon_255)
@@ -222,7 +272,22 @@ class AttackSettings:
         """The attack's name in tables and in MLflow, with what tells it from its siblings."""
         goal = "targeted" if self.goal is Goal.random_target else "untargeted"
         loss = "" if self.loss is Loss.cross_entropy else f"_{self.loss.value}"
-        return f"pgd_{goal}{loss}_eps{self.epsilon_255:g}"
+        mode = "" if self.mode is Mode.full else f"_{self.mode.value}"
+        return f"pgd_{goal}{loss}{mode}_eps{self.epsilon_255:g}"
+
+
+@dataclass(kw_only=True)
+class EngineSettings:
+    """How a model is computed while it is attacked. Answers are always judged by the model itself,
+    in float32 and as it is; these decide only how fast the attack finds its way."""
+
+    fold: bool = True
+    """BatchNorm is folded into the convolution before it."""
+    channels_last: bool = True
+    """Images lie in memory with their channels innermost."""
+    dtype: Dtype = Dtype.float32
+    compile: bool = False
+    """By torch.compile: for accelerators; on a CPU it gains little and needs a C++ compiler."""
 
 
 @dataclass(kw_only=True)

@@ -22,6 +22,10 @@ class LinfBall:
         """The nearest point of the ball."""
         return torch.clamp(x, self.low, self.high)
 
+    def project_(self, x: Tensor) -> None:
+        """The same, in place."""
+        torch.clamp(x, self.low, self.high, out=x)
+
     def noise_start(self, images: Tensor, epsilon: float, uniform: Tensor) -> Tensor:
         """A start uniform in the ball, clipped to the image range; `uniform` is drawn on [0, 1).
 

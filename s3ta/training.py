@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from s3ta.attacks import PGD, frozen
+from s3ta.attacks import PGD
+from s3ta.batch import Batch, to_unit
 from s3ta.draws import Key, Purpose
-from s3ta.evaluation import Batch, to_unit
+from s3ta.engine import frozen
 from s3ta.objective import cross_entropy
 from s3ta.settings import Augmentation, Goal, TrainSettings
 from s3ta.trajectory import training_trajectory
@@ -145,7 +146,7 @@ def attack_microbatch(
         uniform = torch.from_numpy(draws).to(device, dtype)
     with frozen(model) as f:
         pgd = PGD(f, training_trajectory(attack), images, labels_B, targets_B)
-        return pgd.run(pgd.begin(uniform)).attacked, labels_B
+        return pgd.run(pgd.begin(uniform)), labels_B
 
 
 def add_microbatch(

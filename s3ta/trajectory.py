@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from s3ta.settings import AttackSettings, Goal, Loss, TrainAttackSettings
+from s3ta.settings import AttackSettings, Goal, Loss, Mode, TrainAttackSettings
 
 FULL_STEP_SIZE_STEPS = 16
 """From this many steps on the step size no longer depends on the total."""
@@ -19,6 +19,8 @@ class Trajectory:
     steps: int
     readings: tuple[int, ...]
     restart: int = 0
+    until_success: bool = False
+    """Stop an image when the attack's own goal is met."""
 
 
 def step_size(epsilon: float, steps: int) -> float:
@@ -43,6 +45,7 @@ def trajectories(attack: AttackSettings) -> list[Trajectory]:
             step_size=size,
             steps=max(readings),
             readings=tuple(readings),
+            until_success=attack.mode is Mode.until_success,
         )
         for size, readings in groups.items()
     ]

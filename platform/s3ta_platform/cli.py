@@ -23,6 +23,10 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+MODEL_WORDS = (
+    "a trial's key or its beginning, a model's name, an MLflow run id, results/trials/KEY, "
+    "or a results root with one model."
+)
 STOPPED = 130
 """Exit code of what Ctrl-C ended."""
 
@@ -76,6 +80,31 @@ def report(file: File, overrides: Overrides = None) -> None:
     from s3ta_platform.run import report as report_plan
 
     raise typer.Exit(report_plan(_plan(file, overrides)))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help=f"The first model: {MODEL_WORDS}", metavar="A")],
+    b: Annotated[str, typer.Argument(help="The second model.", metavar="B")],
+    results: Results = "results",
+    csv: Annotated[Path | None, typer.Option(help="Write the numbers into this file, too.")] = None,
+) -> None:
+    """Compare two attacked models, image by image, with exact paired tests."""
+    from s3ta_platform.compare import compare as compare_models
+
+    raise typer.Exit(compare_models(a, b, results, csv))
+
+
+@app.command()
+def verify(
+    results: Annotated[
+        str, typer.Argument(help="The results root.", envvar="S3TA_RESULTS")
+    ] = "results",
+) -> None:
+    """Check stored results and count every number again; exit code 1 if anything is in doubt."""
+    from s3ta_platform.verify import verify as verify_results
+
+    raise typer.Exit(verify_results(results))
 
 
 @app.command()

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from s3ta_platform.gallery import read_gallery
 from s3ta_platform.plan import Plan, TrialPlan
-from s3ta_platform.record import plain
 from s3ta_platform.results import SweepResult, TrialResult
 from s3ta_platform.rows import merge_rows
 from s3ta_platform.shards import plan_portraits, plan_shards
 from s3ta_platform.storage import Storage
-from s3ta_platform.trials import read_history, read_trained
+from s3ta_platform.stored_shards import enough_images
+from s3ta_platform.trials import read_history
 
 
 def collect(
@@ -36,15 +39,20 @@ def collect(
 
 
 def collect_trial(storage: Storage, plan: TrialPlan, run_id: str | None) -> TrialResult | None:
-    """One trial's results; None unless every shard is there."""
-    trained = read_trained(storage, plan.key)
+    """One trial's results; None unless every shard is there that counts."""
+    trained = plan.trained(storage)
     if trained is None:
         return None
     job = plan.evaluation(trained)
     shards = plan_shards(job, plan.test_ids)
     stored = set(storage.list("evaluations/"))
-    if any(shard.name not in stored for shard in shards):
+    enough = enough_images(job, storage, plan.test_ids, shards, stored)
+    counting = shards if enough is None else [s for s in shards if s.first < enough]
+    if any(shard.name not in stored for shard in counting):
         return None
+    rows = merge_rows(storage, ((shard.attack, shard.name) for shard in counting))
+    if enough is not None:
+        rows = rows.filter(pc.is_in(rows["image_id"], pa.array(plan.test_ids[:enough])))
     portraits = plan_portraits(job, plan.test_ids)
     shown = portraits is not None and storage.exists(portraits.name)
     settings = plan.experiment
@@ -53,11 +61,11 @@ def collect_trial(storage: Storage, plan: TrialPlan, run_id: str | None) -> Tria
         name=plan.name,
         parameters=trained.parameters,
         unroll=settings.model.unroll if settings.model.attention is not None else None,
-        settings={
-            name: plain(getattr(settings, name)) for name in ("model", "train", "data", "evaluate")
-        },
-        history=read_history(storage, plan.key),
-        rows=merge_rows(storage, ((shard.attack, shard.name) for shard in shards)),
+        settings=plan.shown_settings,
+        history=[] if plan.ready else read_history(storage, plan.key),
+        rows=rows,
+        planned=len(plan.test_ids),
+        halfwidth=None if enough is None else settings.evaluate.stop_when.halfwidth,
         gallery=read_gallery(storage, portraits) if portraits and shown else None,
         run_id=run_id,
     )

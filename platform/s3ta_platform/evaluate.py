@@ -1,104 +1,129 @@
 """The fan-out evaluation of one trained model: find what is missing, have it done, count."""
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Protocol
 
-from s3ta.statistics import wilson
-from s3ta.tally import Rows, Tally
-from s3ta_platform.events import Emit, Event, Phase, ignore
-from s3ta_platform.jobs import EvaluateJob, open_images
-from s3ta_platform.rows import read_rows
+from s3ta.tally import Tally
+from s3ta_platform.bisection import Bisection
+from s3ta_platform.evaluation_record import EvaluationRecord, write_record
+from s3ta_platform.events import Emit, ignore
+from s3ta_platform.jobs import EvaluateJob, Ids, open_images
+from s3ta_platform.patience import patient
+from s3ta_platform.progress import Progress
+from s3ta_platform.record import plain
 from s3ta_platform.shards import (
     DoWork,
+    Quarantine,
     Shard,
     Work,
     evaluation_ids,
     plan_portraits,
     plan_shards,
 )
+from s3ta_platform.stopping import Stopping
 from s3ta_platform.storage import Storage, open_storage
+from s3ta_platform.stored_shards import read_columns, read_tally
+from s3ta_platform.tickets import JobFailure
+from s3ta_platform.tidy import remove_needless
+
+log = logging.getLogger("ray.s3ta")
 
 
 class FanOut(Protocol):
     """Does jobs somewhere, each exactly once, in any order (see executors)."""
 
     def __call__(
-        self, build: Callable[[], DoWork], jobs: Iterable[Work], /
+        self,
+        build: Callable[[], DoWork],
+        jobs: Iterable[Work],
+        /,
+        *,
+        instead: Callable[[JobFailure], Sequence[Work]],
+        on_pulse: Callable[[Work, float], None],
     ) -> Iterator[tuple[Work, Tally]]: ...
 
 
-def build_worker(job: EvaluateJob) -> DoWork:
+def build_worker(job: EvaluateJob, owner: str) -> DoWork:
     """Called in the worker's process, the only one that needs torch."""
     from s3ta_platform.shard_worker import build_worker
 
-    return build_worker(job)
+    return build_worker(job, owner)
 
 
 def evaluate(job: EvaluateJob, fan_out: FanOut, emit: Emit = ignore) -> int:
     """Do the shards and the gallery that are not stored yet; gives how many were done."""
-    storage = open_storage(job.root)
+    storage = patient(
+        open_storage(job.root), job.cluster.store_patience_s, log.warning, lambda: None
+    )
     ids = evaluation_ids(open_images(job.data.test, job.data, job.model).ids_N, job.evaluate)
     shards, portraits = plan_shards(job, ids), plan_portraits(job, ids)
-    todo: list[Work] = missing(storage, shards)
-    count = _Count(job, shards, emit)
-    for shard in shards:
-        if shard not in todo:
-            count.add(shard, Tally.of(_columns(storage, shard)))
+    write_record(storage, record_of(job, ids, shards))
+    names = set(storage.list("evaluations/"))
+    stored = {s.key for s in shards if s.name in names}
+    progress = Progress(job.trial, shards, stored, partial(read_tally, storage), emit)
+    todo: list[Work] = [s for s in shards if s.key not in stored]
+    halfwidth, stopping = job.evaluate.stop_when.halfwidth, None
+    if halfwidth is not None:
+        stopping = Stopping(shards, len(ids), halfwidth)
+        _read_beginning(storage, stopping, shards, stored)
+        todo = [] if stopping.point is not None else todo
     if portraits is not None and not storage.exists(portraits.name):
-        todo.append(portraits)
-    for work, tally in fan_out(partial(build_worker, job), todo):
-        if isinstance(work, Shard):
-            count.add(work, tally)
-    count.finish()
-    return len(todo)
+        todo.insert(0, portraits)
+    done = 0
+    bisection = Bisection(job, storage, len(ids))
+    build = partial(build_worker, job, uuid.uuid4().hex)
+    results = fan_out(build, todo, instead=bisection.instead, on_pulse=progress.pulse)
+    with ExitStack() as stack:
+        if hasattr(results, "close"):
+            stack.enter_context(closing(results))  # type: ignore[type-var]
+        for work, tally in results:
+            done += 1
+            shard = work.shard if isinstance(work, Quarantine) else work
+            if not isinstance(shard, Shard) or (whole := bisection.settled(shard)) is None:
+                continue
+            own = whole is work  # else put together from halves, or quarantined
+            progress.add(whole, tally if own else read_tally(storage, whole))
+            if stopping is not None:
+                stopping.add(whole, read_columns(storage, whole))
+                if stopping.point is not None:
+                    break
+    remove_needless(storage)
+    progress.tell(durable=True)
+    return done
 
 
-def missing(storage: Storage, shards: list[Shard]) -> list[Work]:
-    """The shards without a stored result."""
-    stored = set(storage.list("evaluations/"))
-    return [shard for shard in shards if shard.name not in stored]
+def record_of(job: EvaluateJob, ids: Ids, shards: list[Shard]) -> EvaluationRecord:
+    """What this evaluation is to do."""
+    return EvaluationRecord(
+        trial=job.trial,
+        model=job.name or job.model.name,
+        model_digest=job.model_digest,
+        images_digest=job.test_digest,
+        image_ids=ids.tolist(),
+        classes=job.classes,
+        seed=job.evaluate.seed,
+        tile=job.evaluate.tile,
+        halfwidth=job.evaluate.stop_when.halfwidth,
+        shards=[
+            {
+                "key": s.key,
+                "attack": s.attack,
+                "trajectory": plain(s.trajectory),
+                "first": s.first,
+                "images": len(s.image_ids),
+            }
+            for s in shards
+        ],
+    )
 
 
-class _Count:
-    """Adds up tallies and tells how far the evaluation is."""
-
-    def __init__(self, job: EvaluateJob, shards: list[Shard], emit: Emit) -> None:
-        self.job, self.emit = job, emit
-        self.total = sum(len(s.image_ids) for s in shards)
-        self.done = 0
-        self.strongest = max((s.trajectory.steps for s in shards), default=0)
-        self.tally = Tally()
-
-    def add(self, shard: Shard, tally: Tally) -> None:
-        self.done += len(shard.image_ids)
-        if shard.trajectory.steps == self.strongest:
-            self.tally += tally
-        self.emit(self._event(durable=False))
-
-    def finish(self) -> None:
-        self.emit(self._event(durable=True))
-
-    def _event(self, *, durable: bool) -> Event:
-        return Event(
-            trial=self.job.trial,
-            phase=Phase.evaluate,
-            done=self.done,
-            total=self.total,
-            note=self._note(),
-            durable=durable,
-        )
-
-    def _note(self) -> str:
-        """Robust accuracy so far, at the last reading of the longest trajectory."""
-        if not self.tally.images:
-            return ""
-        correct = self.tally.correct[self.strongest]
-        low, high = wilson(correct, self.tally.images)
-        share = correct / self.tally.images
-        return f"top-1@{self.strongest} {share:.1%} [{low:.1%}, {high:.1%}]"
-
-
-def _columns(storage: Storage, shard: Shard) -> Rows:
-    table = read_rows(storage, shard.name)
-    return {name: table[name].to_numpy() for name in table.column_names}
+def _read_beginning(
+    storage: Storage, stopping: Stopping, shards: list[Shard], stored: set[str]
+) -> None:
+    for shard in shards:
+        if shard.key in stored and stopping.point is None:
+            stopping.add(shard, read_columns(storage, shard))

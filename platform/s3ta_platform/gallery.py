@@ -1,60 +1,69 @@
 """A few images kept whole, before and after an attack, with the attention maps of both."""
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
+from s3ta.batch import Batch, Conditions, to_unit
+from s3ta.engine import Engine
 from s3ta.errors import UserError
-from s3ta.evaluation import Batch, Conditions, attack_tile, to_unit
+from s3ta.evaluation import AttackRun
 from s3ta.model import S3TA
+from s3ta_platform import pulse
 from s3ta_platform.results import Gallery
 from s3ta_platform.shards import Portraits
 from s3ta_platform.storage import Storage
 
+NAMES = {
+    "image_id": "image_ids_B",
+    "label": "labels_B",
+    "target": "targets_B",
+    "clean_prediction": "clean_predictions_B",
+    "prediction": "predictions_B",
+}
+"""Columns of the last reading, and what a gallery calls them."""
+
 
 def make_gallery(
-    model: nn.Module, batch: Batch, portraits: Portraits, conditions: Conditions
+    engine: Engine, batch: Batch | None, portraits: Portraits, conditions: Conditions
 ) -> bytes:
-    """The gallery as safetensors. The same draws as in the evaluation give the same images."""
-    parts = [
-        _attacked_part(model, batch.part(start, start + conditions.tile), portraits, conditions)
-        for start in range(0, len(batch), conditions.tile)
-    ]
-    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    """The gallery as safetensors. The same draws as in the evaluation give the same images.
+
+    Without a batch it is empty: for images that can't be attacked.
+    """
+    tensors = {} if batch is None else _portraits(engine, batch, portraits, conditions)
     data: bytes = save_tensors({name: t.cpu().contiguous() for name, t in tensors.items()})
     return data
 
 
-def _attacked_part(
-    model: nn.Module, batch: Batch, portraits: Portraits, conditions: Conditions
+def _portraits(
+    engine: Engine, batch: Batch, portraits: Portraits, conditions: Conditions
 ) -> dict[str, Tensor]:
-    n = len(batch)
-    tile = attack_tile(model, batch, portraits.trajectory, conditions)
-    clean = to_unit(batch.images_BCHW, conditions.device)
-    attacked = tile.state.attacked[:n]
-    tensors = {
-        "image_ids_B": torch.from_numpy(batch.image_ids_B),
-        "labels_B": torch.from_numpy(batch.labels_B),
-        "targets_B": tile.targets_B[:n],
-        "clean_predictions_B": tile.clean_predictions_B[:n],
-        "predictions_B": tile.state.readings[-1].predictions_B[:n],
-        "clean_BCHW": clean,
-        "attacked_BCHW": attacked,
-    }
-    if isinstance(model, S3TA):
-        model.eval()
+    run = AttackRun(engine, batch, portraits.trajectory, conditions, keep_attacked=True)
+    rows = run.run(lambda run: pulse.beat(run.done))
+    last = rows["step"] == portraits.trajectory.steps
+    clean = to_unit(batch.images_BCHW, engine.device)
+    assert run.attacked_NCHW is not None
+    attacked = torch.from_numpy(run.attacked_NCHW).to(engine.device)
+    columns = {name: torch.from_numpy(rows[name][last].astype(np.int64)) for name in NAMES}
+    tensors = {new: columns[name] for name, new in NAMES.items()}
+    tensors |= {"clean_BCHW": clean, "attacked_BCHW": attacked}
+    if isinstance(engine.judge, S3TA):
         with torch.no_grad():
-            tensors["clean_maps_BTQHW"] = model.trace(clean).maps_BTQHW
-            tensors["attacked_maps_BTQHW"] = model.trace(attacked).maps_BTQHW
+            tensors["clean_maps_BTQHW"] = engine.judge.trace(clean).maps_BTQHW
+            tensors["attacked_maps_BTQHW"] = engine.judge.trace(attacked).maps_BTQHW
     return tensors
 
 
-def read_gallery(storage: Storage, portraits: Portraits) -> Gallery:
-    """The stored gallery; UserError if it is damaged."""
+def read_gallery(storage: Storage, portraits: Portraits) -> Gallery | None:
+    """The stored gallery, None if it is empty; UserError if it is damaged."""
     try:
         arrays = load_arrays(storage.get(portraits.name))
+        if not arrays:
+            return None
         return Gallery(attack=portraits.attack, steps=portraits.trajectory.steps, **arrays)
     except (SafetensorError, TypeError) as error:
         raise UserError(

@@ -1,6 +1,7 @@
 """The two jobs of a trial, as plain settings that travel to workers. Imports no torch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,9 @@ from s3ta.settings import ModelSettings, TrainSettings
 from s3ta.trajectory import Trajectory
 from s3ta_platform.data import ParquetImages
 from s3ta_platform.record import RESULT_VERSION, content_key
-from s3ta_platform.schema import DataSettings, EvaluateSettings
+from s3ta_platform.schema import ClusterSettings, DataSettings, EvaluateSettings
 
 Ids = npt.NDArray[np.int64]
-
-ATTACK_DTYPE = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,8 @@ class EvaluateJob:
     """One trained model and what it has to stand; can be pickled."""
 
     trial: str
+    name: str = ""
+    """What a reader calls the trial."""
     model: ModelSettings
     model_digest: str
     checkpoint_step: int
@@ -51,20 +52,25 @@ class EvaluateJob:
     device: str
     """Resolved: `cpu` or `cuda`."""
     device_class: str
+    cluster: ClusterSettings
+
+    def key_parts(self, trajectory: Trajectory, image_ids: tuple[int, ...]) -> dict[str, Any]:
+        """All that decides the rows of this model, attacked so, on these images."""
+        return {
+            "result_version": RESULT_VERSION,
+            "model": self.model_digest,
+            "trajectory": trajectory,
+            "image_ids": image_ids,
+            "images": {"digest": self.test_digest, "image_size": self.data.image_size},
+            "seed": self.evaluate.seed,
+            "tile": self.evaluate.tile,
+            "engine": self.evaluate.engine,
+            "device": self.device_class,
+        }
 
     def key(self, trajectory: Trajectory, image_ids: tuple[int, ...]) -> str:
-        """The content key of this model, attacked so, on these images."""
-        return content_key(
-            result_version=RESULT_VERSION,
-            model=self.model_digest,
-            trajectory=trajectory,
-            image_ids=image_ids,
-            images={"digest": self.test_digest, "image_size": self.data.image_size},
-            seed=self.evaluate.seed,
-            tile=self.evaluate.tile,
-            dtype=ATTACK_DTYPE,
-            device=self.device_class,
-        )
+        """The content key of this piece of work."""
+        return content_key(**self.key_parts(trajectory, image_ids))
 
 
 def open_images(location: str, data: DataSettings, model: ModelSettings) -> ParquetImages:

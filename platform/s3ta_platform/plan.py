@@ -1,24 +1,30 @@
 """What a run would do: trials with their keys, shards, and what is done already. Starts nothing.
 
-A run executes exactly its plan. Imports no torch unless a device other than the CPU is asked for.
+A run executes exactly its plan. Imports no torch unless a device other than the CPU is asked for,
+or a model of one's own, which has to be built to be known.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from s3ta.errors import UserError
-from s3ta.trajectory import trajectories
 from s3ta_platform.compose import Composed, Trial
-from s3ta_platform.data import Manifest, read_manifest
 from s3ta_platform.devices import device_class, resolve_device
-from s3ta_platform.jobs import EvaluateJob, Ids, TrainJob, open_images
+from s3ta_platform.jobs import EvaluateJob, Ids, TrainJob
 from s3ta_platform.places import tracking_address
-from s3ta_platform.record import trial_key
+from s3ta_platform.plan_data import (
+    ExperimentData,
+    check_attacked,
+    check_classes,
+    training_steps,
+)
+from s3ta_platform.record import RESULT_VERSION, content_key, plain, trial_key
 from s3ta_platform.schema import ClusterSettings, Experiment
 from s3ta_platform.shards import evaluation_ids, plan_portraits, plan_shards
 from s3ta_platform.storage import Storage, open_storage
+from s3ta_platform.stored_shards import enough_images
 from s3ta_platform.tracking_ui import absolute
+from s3ta_platform.trial_names import trial_names
 from s3ta_platform.trials import (
     Trained,
     checkpoint_steps,
@@ -29,7 +35,7 @@ from s3ta_platform.trials import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrialPlan:
-    """One trial: its settings and its two jobs."""
+    """One trial: its settings and its two jobs, or one if its model needs no training."""
 
     key: str
     name: str
@@ -42,11 +48,28 @@ class TrialPlan:
     test_ids: Ids
     test_digest: str
     device_class: str
+    ready: Trained | None = None
+    """A model of one's own, which is not trained here."""
+
+    def trained(self, storage: Storage) -> Trained | None:
+        """The model to be attacked, or None as long as it is not trained."""
+        return self.ready or read_trained(storage, self.key)
+
+    @property
+    def shown_settings(self) -> dict[str, Any]:
+        """The settings that a report lists: only those that played a part."""
+        e = self.experiment
+        shown = {"model": plain(e.model), "data": plain(e.data), "evaluate": plain(e.evaluate)}
+        if self.ready is None:
+            return {**shown, "train": plain(e.train)}
+        own = ("factory", "input_range", "mean", "std")
+        return {**shown, "model": {name: shown["model"][name] for name in own}}
 
     def evaluation(self, trained: Trained) -> EvaluateJob:
         """The evaluation of this trial's model, once it is trained."""
         return EvaluateJob(
             trial=self.key,
+            name=self.name,
             model=self.train.model,
             model_digest=trained.model_digest,
             checkpoint_step=trained.step,
@@ -58,7 +81,12 @@ class TrialPlan:
             threads=self.train.threads,
             device=self.train.device,
             device_class=self.device_class,
+            cluster=self.experiment.cluster,
         )
+
+
+_UNKNOWN = Trained(step=0, model_digest="", parameters=0)
+"""In place of a model that is not trained yet: it has as many shards, under other keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +122,14 @@ class Plan:
 def make_plan(composed: Composed) -> Plan:
     """Check everything that can be checked beforehand; UserError for what is wrong."""
     trials: dict[str, TrialPlan] = {}
-    names = _names(composed.trials)
-    manifests: dict[Any, Manifest] = {}
-    ids: dict[Any, Ids] = {}
-    for trial, name in zip(composed.trials, names, strict=True):
-        planned = _plan_trial(trial, name, manifests, ids)
+    data = ExperimentData()
+    for trial, name in zip(composed.trials, trial_names(composed.trials), strict=True):
+        planned = _plan_trial(trial, name, data)
         trials.setdefault(planned.key, planned)
-    first = composed.trials[0].experiment.data
+    first = composed.trials[0].experiment
     return Plan(
         experiment=composed.experiment,
-        class_names=manifests[first.test, first.classes].class_names,
+        class_names=data.manifest(first, first.data.test).class_names,
         trials=list(trials.values()),
     )
 
@@ -120,20 +146,18 @@ def require_room(settings: ClusterSettings, cpus: int) -> None:
 
 def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
     """What the storage holds of a trial."""
-    trained = read_trained(storage, plan.key)
-    steps = checkpoint_steps(storage, plan.key)
-    if trained is None:
-        pieces = -(-len(plan.test_ids) // plan.experiment.evaluate.shard_images)
-        return TrialState(
-            trained=None,
-            step=max(steps, default=0),
-            shards=pieces * _trajectory_count(plan),
-            shards_done=0,
-            gallery_done=False,
-        )
-    job = plan.evaluation(trained)
+    trained = plan.trained(storage)
+    job = plan.evaluation(trained or _UNKNOWN)
     shards, portraits = plan_shards(job, plan.test_ids), plan_portraits(job, plan.test_ids)
+    if trained is None:
+        step = max(checkpoint_steps(storage, plan.key), default=0)
+        return TrialState(
+            trained=None, step=step, shards=len(shards), shards_done=0, gallery_done=False
+        )
     stored = set(storage.list("evaluations/"))
+    enough = enough_images(job, storage, plan.test_ids, shards, stored)
+    if enough is not None:
+        shards = [s for s in shards if s.first < enough]
     return TrialState(
         trained=trained,
         step=trained.step,
@@ -151,13 +175,7 @@ def check_checkpoints(plan: Plan) -> None:
             verify_checkpoint(plan.storage, trial.key, state.step)
 
 
-def _trajectory_count(plan: TrialPlan) -> int:
-    return sum(len(trajectories(a)) for a in plan.experiment.evaluate.attacks.values())
-
-
-def _plan_trial(
-    trial: Trial, name: str, manifests: dict[Any, Manifest], ids: dict[Any, Ids]
-) -> TrialPlan:
+def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
     e = trial.experiment
     if not e.evaluate.attacks:
         raise UserError(
@@ -165,97 +183,68 @@ def _plan_trial(
             "Add '- attack@evaluate.attacks.pgd: pgd_targeted' to the defaults list."
         )
     device = resolve_device(e.cluster.device)
-    for location in (e.data.train, e.data.test):
-        if (location, e.data.classes) not in manifests:
-            manifests[location, e.data.classes] = read_manifest(location, e.data.classes)
-    train, test = (manifests[at, e.data.classes] for at in (e.data.train, e.data.test))
-    _check_classes(e, train, test)
-    steps = _check_images(e, train, test)
     _check_tracking(e)
-    _ids(e, e.data.train, ids)  # opened here, so that no worker finds them unusable
-    test_ids = _ids(e, e.data.test, ids)
-    key = trial_key(e.model, e.train, e.data, train.digest)
+    model = _plan_training(e, data) if e.model.factory is None else _plan_own_model(e, data)
+    test = data.manifest(e, e.data.test)
     return TrialPlan(
-        key=key,
+        key=model.key,
         name=name,
         point=trial.point,
         experiment=e,
         train=TrainJob(
-            key=key,
+            key=model.key,
             model=e.model,
             train=e.train,
             data=e.data,
-            classes=len(train.class_names),
+            classes=len(test.class_names),
             root=open_storage(e.results).root,
             threads=e.cluster.threads,
             device=device,
         ),
-        steps=steps,
-        test_ids=evaluation_ids(test_ids, e.evaluate),
+        steps=model.steps,
+        test_ids=evaluation_ids(data.images(e, e.data.test).ids_N, e.evaluate),
         test_digest=test.digest,
         device_class=device_class(device, e.cluster.threads),
+        ready=model.ready,
     )
 
 
-def _ids(e: Experiment, location: str, known: dict[Any, Ids]) -> Ids:
-    seen = (location, e.data.image_size, e.model.channels, e.data.classes)
-    if seen not in known:
-        known[seen] = open_images(location, e.data, e.model).ids_N
-    return known[seen]
+@dataclass(frozen=True)
+class _Model:
+    """Where a trial's model comes from."""
+
+    key: str
+    """Of the trial."""
+    steps: int
+    ready: Trained | None
 
 
-def _check_classes(e: Experiment, train: Manifest, test: Manifest) -> None:
-    if train.class_names != test.class_names:
+def _plan_training(e: Experiment, data: ExperimentData) -> _Model:
+    if not e.data.train:
         raise UserError(
-            f"{e.data.train} has {len(train.class_names)} classes and {e.data.test} has "
-            f"{len(test.class_names)}: both must name the same ones, in the same order. "
-            "Use the two parts of one data set."
+            "data.train has no value: it must be set in the experiment file, "
+            "or on the command line as data.train=VALUE."
         )
+    train, test = data.manifest(e, e.data.train), data.manifest(e, e.data.test)
+    check_classes(e, train, test)
+    check_attacked(e, test)
+    steps = training_steps(e, train)
+    data.images(e, e.data.train)  # opened here, so that no worker finds them unusable
+    return _Model(trial_key(e.model, e.train, e.data, train.digest), steps, None)
 
 
-def _check_images(e: Experiment, train: Manifest, test: Manifest) -> int:
-    """Steps of the training; UserError where the data set has fewer images than asked for."""
-    images = e.data.train_images or train.images
-    for name, asked, there, location in (
-        ("data.train_images", images, train.images, e.data.train),
-        ("evaluate.images", e.evaluate.images or test.images, test.images, e.data.test),
-    ):
-        if asked > there:
-            raise UserError(
-                f"{name} is {asked}, but {location} has {there} images: ask for at most these."
-            )
-    per_epoch = e.train.steps_per_epoch(images)
-    if per_epoch == 0:
-        raise UserError(
-            f"train.batch is {e.train.batch}, but there are only {images} training images: a batch "
-            "must fit into them. Lower train.batch or raise data.train_images."
-        )
-    return per_epoch * e.train.epochs
+def _plan_own_model(e: Experiment, data: ExperimentData) -> _Model:
+    """The model is built to be named by what it is; settings of training play no part."""
+    from s3ta_platform.foreign import describe
+
+    test = data.manifest(e, e.data.test)
+    check_attacked(e, test)
+    shape_CHW = data.images(e, e.data.test).shape_CHW
+    digest, parameters = describe(e.model, shape_CHW, len(test.class_names))
+    key = content_key(result_version=RESULT_VERSION, model=digest)
+    return _Model(key, 0, Trained(step=0, model_digest=digest, parameters=parameters))
 
 
 def _check_tracking(e: Experiment) -> None:
     if e.tracking.store != "none":
         absolute(tracking_address(e.tracking.store, e.results))
-
-
-def _names(trials: list[Trial]) -> list[str]:
-    """The models' names; where two agree, with the settings that tell them apart."""
-    plain = [t.experiment.model.name for t in trials]
-    varying = {
-        key
-        for t in trials
-        for key in t.point
-        if len({repr(other.point.get(key)) for other in trials}) > 1
-    }
-    short = _told_apart(trials, plain, varying - {"model", "model.unroll"})
-    return short if len(set(short)) == len(short) else _told_apart(trials, plain, varying)
-
-
-def _told_apart(trials: list[Trial], plain: list[str], by: set[str]) -> list[str]:
-    counts = Counter(plain)
-
-    def full(trial: Trial, name: str) -> str:
-        parts = [f"{k.removeprefix('train.')}={trial.point[k]}" for k in trial.point if k in by]
-        return ", ".join([name, *parts])
-
-    return [full(t, n) if counts[n] > 1 else n for t, n in zip(trials, plain, strict=True)]

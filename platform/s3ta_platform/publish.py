@@ -11,6 +11,7 @@ from pathlib import Path
 from s3ta_platform.collect import collect_trial
 from s3ta_platform.plan import Plan, TrialPlan
 from s3ta_platform.record import content_key, plain
+from s3ta_platform.remarks import agreement
 from s3ta_platform.results import TrialResult
 from s3ta_platform.tables import summarise
 from s3ta_platform.tracking import Point, RunId, Status, Tracker
@@ -33,32 +34,13 @@ class Publisher:
 
     def start_trial(self, trial: TrialPlan) -> None:
         """The trial's one run: made, or found again."""
-        e = trial.experiment
-        tags = {
-            "sweep": self.plan.experiment.name,
-            "model": trial.name,
-            "config_key": trial.key,
-            "train_pgd_steps": str(e.train.attack.steps),
-        }
-        if e.model.attention is not None:
-            tags["unroll"] = str(e.model.unroll)
-        params = {
-            "model": trial.name,
-            "unroll": e.model.unroll,
-            "train_pgd_steps": e.train.attack.steps,
-            "train_epsilon_255": e.train.attack.epsilon_255,
-            "epochs": e.train.epochs,
-            "batch": e.train.batch,
-            "learning_rate": e.train.learning_rate,
-            "seed": e.train.seed,
-        }
         self.run_ids[trial.key] = self.tracker.trial_run(
             self.storage,
             trial.key,
             parent=self.sweep,
             name=trial.name,
-            tags=tags,
-            params=params,
+            tags={"sweep": self.plan.experiment.name, **_tags(trial)},
+            params=_params(trial),
         )
 
     def training(self, trial: TrialPlan) -> None:
@@ -96,12 +78,44 @@ class Publisher:
         self.tracker.finish(self.sweep, status)
 
 
+def _tags(trial: TrialPlan) -> dict[str, str]:
+    e = trial.experiment
+    tags = {"model": trial.name, "config_key": trial.key}
+    if trial.ready is None:
+        tags["train_pgd_steps"] = str(e.train.attack.steps)
+    if e.model.attention is not None:
+        tags["unroll"] = str(e.model.unroll)
+    return tags
+
+
+def _params(trial: TrialPlan) -> dict[str, object]:
+    e = trial.experiment
+    if trial.ready is not None:
+        return {"model": trial.name, "factory": e.model.factory}
+    return {
+        "model": trial.name,
+        "unroll": e.model.unroll,
+        "train_pgd_steps": e.train.attack.steps,
+        "train_epsilon_255": e.train.attack.epsilon_255,
+        "epochs": e.train.epochs,
+        "batch": e.train.batch,
+        "learning_rate": e.train.learning_rate,
+        "seed": e.train.seed,
+    }
+
+
 def _accuracies(result: TrialResult) -> tuple[list[Point], Mapping[str, float]]:
     summary, now = summarise(result), int(time.time() * 1000)
     points, scalars = [], {"parameters": float(result.parameters)}
     scalars["eval/nominal"] = summary.nominal.value
+    scalars["eval/images"] = float(summary.nominal.total)
+    scalars["eval/images_planned"] = float(result.planned)
+    if (agreed := agreement(result)) is not None:
+        scalars["eval/agreement"] = agreed
     for reading in summary.readings:
         for measure, share in (("top1", reading.top1), ("attack_success", reading.success)):
+            if not share.total:
+                continue
             series = f"eval/{reading.attack}/{measure}"
             points.append(Point(series, share.value, reading.steps, now))
             scalars[f"{series}_at_{reading.steps}"] = share.value

@@ -1,6 +1,7 @@
 """A trial's two kinds of work on Ray: training on Ray Train, shards on actors."""
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,14 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from s3ta.errors import UserError
 from s3ta.tally import Tally
 from s3ta_platform.events import Emit, Event, Phase
-from s3ta_platform.executors import run_on_ray
+from s3ta_platform.executors import JobFailure, run_on_ray
 from s3ta_platform.fits import fit, process_group
 from s3ta_platform.jobs import TrainJob
 from s3ta_platform.leftovers import wait_for_room
 from s3ta_platform.schema import ClusterSettings
 from s3ta_platform.shards import DoWork, Work
+
+log = logging.getLogger("ray.s3ta")  # ends up in the run's log file
 
 TRAINING_FIRST_S = 5.0
 """So long the CPUs that a trial has given back are left to one that waits to train."""
@@ -48,7 +51,13 @@ class OnRay:
             raise next((e for e in raised if isinstance(e, UserError)), error) from None
 
     def fan_out(
-        self, build: Callable[[], DoWork], jobs: Iterable[Work], /
+        self,
+        build: Callable[[], DoWork],
+        jobs: Iterable[Work],
+        /,
+        *,
+        instead: Callable[[JobFailure], Sequence[Work]],
+        on_pulse: Callable[[Work, float], None],
     ) -> Iterator[tuple[Work, Tally]]:
         s = self.settings
         wait_for_room(TRAINING_FIRST_S)
@@ -60,6 +69,10 @@ class OnRay:
             gpus_per_worker=s.gpus_per_worker,
             threads=s.threads,
             attempts=s.attempts,
+            hang_s=s.hang_s,
+            instead=instead,
+            on_pulse=on_pulse,
+            on_event=log.info,
         )
 
 

@@ -13,6 +13,7 @@ from s3ta.errors import UserError
 from s3ta_platform.drawing import DPI, Drawing
 from s3ta_platform.figures import accuracy_against_steps, learning_curves, success_against_steps
 from s3ta_platform.pictures import attention_maps, image_grids
+from s3ta_platform.remarks import remarks
 from s3ta_platform.results import SweepResult, TrialResult
 from s3ta_platform.tables import (
     Share,
@@ -102,6 +103,7 @@ def _page(
         own_steps=sorted({steps for attack, steps in keys if has_own_step_size(attack, steps)}),
         untargeted=any(not r.targeted for s in summaries for r in s.readings),
         half_width=_widest(summaries),
+        remarks=remarks(sweep.trials),
         small=sweep.images < SMALL_SAMPLE,
         **sections,
     )

@@ -30,7 +30,7 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """One trained and attacked model."""
+    """One attacked model."""
 
     key: str
     name: str
@@ -40,9 +40,14 @@ class TrialResult:
     """None for a model without attention."""
     settings: dict[str, Any]
     history: list[dict[str, float]]
-    """Training, in order: `step`, `epoch`, `loss`, `adversarial_top1`, `learning_rate`, `time`."""
+    """Training, in order: `step`, `epoch`, `loss`, `adversarial_top1`, `learning_rate`, `time`.
+    Empty for a model that was not trained here."""
     rows: pa.Table
-    """Per-example rows of all attacks, with a column `attack`."""
+    """Per-example rows of all attacks, with columns `attack` and `quarantined` (see rows)."""
+    planned: int
+    """Images of the evaluation, of which `rows` has all, or those until it was stopped."""
+    halfwidth: float | None = None
+    """It was stopped early, when every interval was at most this far to each side."""
     gallery: Gallery | None = None
     run_id: str | None = None
     """The MLflow run."""

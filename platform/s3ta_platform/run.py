@@ -112,10 +112,11 @@ def _places(plan: Plan, publisher: Publisher) -> dict[str, str]:
     e = plan.experiment
     folder = report_folder(e)
     option = "" if e.results == "results" else f" --results {shlex.quote(e.results)}"
+    trained_here = any(trial.ready is None for trial in plan.trials)
     places = {
         "report": str(folder / "report.html"),
         "figures": str(folder / "figures"),
-        "checkpoints": f"{plan.storage.root}/trials",
+        **({"checkpoints": f"{plan.storage.root}/trials"} if trained_here else {}),
         "per-example results": f"{plan.storage.root}/evaluations",
     }
     if not e.tracking.store:

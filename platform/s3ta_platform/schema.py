@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from s3ta.settings import AttackSettings, ModelSettings, TrainSettings, require
+from s3ta.settings import (
+    AttackSettings,
+    EngineSettings,
+    ModelSettings,
+    TrainSettings,
+    require,
+)
 
 
 class Executor(Enum):
@@ -36,7 +42,8 @@ class About:
 class DataSettings:
     """Parquet files of encoded images: a file, a folder, a glob, or `sample:` for ours."""
 
-    train: str = "???"
+    train: str = ""
+    """Not needed where model.factory names a model that is trained already."""
     test: str = "???"
     train_images: int | None = None
     """Train on that many images, drawn once from `subset_seed`; all by default."""
@@ -54,6 +61,23 @@ class DataSettings:
 
 
 @dataclass(kw_only=True)
+class StopSettings:
+    """When an evaluation may end before every image was attacked."""
+
+    halfwidth: float | None = None
+    """When the 95 % interval of every reading is at most this far to each side: 0.01 is one point.
+    Never before 1000 images."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.halfwidth is None or 0 < self.halfwidth < 0.5,
+            "evaluate.stop_when.halfwidth",
+            self.halfwidth,
+            "above 0 and below 0.5 (a share, not percent)",
+        )
+
+
+@dataclass(kw_only=True)
 class EvaluateSettings:
     """The attacks that every trained model has to stand, and on what."""
 
@@ -63,14 +87,17 @@ class EvaluateSettings:
     seed: int = 1
     """Of the images drawn, the targets and the starts; models share them."""
     tile: int = 32
-    """Images computed together: a part of the result, unlike `shard_images`."""
-    shard_images: int = 64
-    """Images per job."""
+    """Images computed together: a part of the result, unlike `shard_steps`."""
+    shard_steps: int = 6400
+    """Steps per job, added up over its images, in whole tiles: 64 images for 100 steps, 640 for
+    10, at least one tile. So all jobs cost about the same."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    stop_when: StopSettings = field(default_factory=StopSettings)
     gallery_images: int = 8
     """Images kept whole for the report, before and after the attack."""
 
     def __post_init__(self) -> None:
-        for name in ("tile", "shard_images"):
+        for name in ("tile", "shard_steps"):
             value = getattr(self, name)
             require(value >= 1, f"evaluate.{name}", value, "at least 1")
         require(
@@ -130,8 +157,28 @@ class ClusterSettings:
     """`cpu`, `cuda`, or `auto`: cuda where there is one."""
     attempts: int = 3
     """How often work that lost its worker is tried."""
+    hang_s: float = 600.0
+    """A worker that makes no progress for so long is taken for hung, and replaced. Longer than a
+    single attack step of the slowest model, and than loading it."""
+    snapshot_s: float = 180.0
+    """Seconds between saved states of a running attack: what a lost worker costs at most."""
+    snapshot_steps: int | None = None
+    """Save after so many attack steps instead."""
+    snapshot_budget_mb: int = 10_000
+    """Saved states of all running attacks together take at most this much."""
+    store_patience_s: float = 3600.0
+    """How long work waits for a store that is full or does not answer."""
+    lease_s: float = 120.0
+    """Work that another run has begun is left to it until it was silent for so long."""
 
     def __post_init__(self) -> None:
+        for name in ("hang_s", "snapshot_s", "store_patience_s", "lease_s"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"cluster.{name}", value, "positive and finite")
+        for name in ("snapshot_steps", "snapshot_budget_mb"):
+            value = getattr(self, name)
+            good = value is None or value >= (name == "snapshot_steps")
+            require(good, f"cluster.{name}", value, "at least 1, or null; a budget at least 0")
         for name in ("train_workers", "evaluate_workers", "threads", "attempts"):
             value = getattr(self, name)
             require(value >= 1, f"cluster.{name}", value, "at least 1")

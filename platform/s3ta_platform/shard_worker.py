@@ -1,89 +1,155 @@
 """What a worker of the fan-out does: load the model once, then piece after piece."""
 
+import logging
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
 import numpy as np
 import torch
-from torch import nn
 
-from s3ta.errors import UserError
-from s3ta.evaluation import Batch, Conditions, attack_images, place_matters, to_unit
-from s3ta.model import build
-from s3ta.tally import Tally
-from s3ta_platform import checkpoints
-from s3ta_platform.data import ParquetImages
+from s3ta.batch import Batch, Conditions
+from s3ta.engine import Engine, make_engine
+from s3ta.evaluation import AttackRun
+from s3ta.tally import Rows, Tally
+from s3ta_platform import pulse
+from s3ta_platform.bisection import shard_head
 from s3ta_platform.devices import pin_arithmetic
 from s3ta_platform.gallery import make_gallery
 from s3ta_platform.jobs import EvaluateJob, open_images
-from s3ta_platform.record import RESULT_VERSION, plain
-from s3ta_platform.rows import to_parquet
-from s3ta_platform.shards import DoWork, Portraits, Shard, Work
+from s3ta_platform.leases import Lease, Leases
+from s3ta_platform.models import load_model
+from s3ta_platform.patience import patient
+from s3ta_platform.rows import SCHEMA, to_parquet
+from s3ta_platform.shards import DoWork, Portraits, Quarantine, Shard, Work
+from s3ta_platform.snapshots import Snapshots
 from s3ta_platform.storage import open_storage
-from s3ta_platform.train import deployed_digest
-from s3ta_platform.trials import checkpoint_prefix, trial_folder
+from s3ta_platform.stored_shards import read_tally
+from s3ta_platform.tickets import Postponed
+
+log = logging.getLogger("ray.s3ta")
+
+BATCHES_KEPT = 4
+"""Decoded batches: the attacks on one piece of the images follow one another."""
 
 
-def build_worker(job: EvaluateJob) -> DoWork:
-    """The function that does a piece of the evaluation in this process."""
-    pin_arithmetic(job.threads)
-    storage = open_storage(job.root)
-    images = open_images(job.data.test, job.data, job.model)
-    saved = checkpoints.load(storage, checkpoint_prefix(job.trial), job.checkpoint_step)
-    model = build(job.model, job.classes, seed=0)
-    checkpoints.load_into(model, saved.tensors["model"])
-    _require_digest(job, model)
-    model.to(job.device)
-    _require_same_places(job, model, images)
-    conditions = Conditions(
-        classes=job.classes,
-        seed=job.evaluate.seed,
-        tile=job.evaluate.tile,
-        device=job.device,
-    )
-
-    def do(work: Work) -> Tally:
-        pixels, labels = images.read(work.image_ids)
-        ids = np.array(work.image_ids, dtype=np.int64)
-        batch = Batch(images_BCHW=pixels, labels_B=labels, image_ids_B=ids)
-        if isinstance(work, Portraits):
-            storage.put_new(work.name, make_gallery(model, batch, work, conditions))
-            return Tally()
-        found = attack_images(model, batch, work.trajectory, conditions)
-        storage.put_new(work.name, to_parquet(found, _about(job, work)))
-        return Tally.of(found)
-
-    return do
+def build_worker(job: EvaluateJob, owner: str) -> DoWork:
+    """The function that does a piece of the evaluation in this process, for the driver `owner`."""
+    return Worker(job, owner).do
 
 
-def _require_digest(job: EvaluateJob, model: nn.Module) -> None:
-    found = deployed_digest(job.model, model)
-    if found != job.model_digest:
-        raise UserError(
-            f"The last checkpoint of trial {job.trial} has the digest {found}, its record says "
-            f"{job.model_digest}: one of them was changed. Delete {trial_folder(job.trial)} below "
-            f"{job.root} and run again: the model is trained anew."
+class Worker:
+    """One model and its images in memory."""
+
+    def __init__(self, job: EvaluateJob, owner: str) -> None:
+        pin_arithmetic(job.threads)
+        cluster = job.cluster
+        plain_storage = open_storage(job.root)
+        self.job = job
+        self.storage = patient(plain_storage, cluster.store_patience_s, log.warning, pulse.beat)
+        # No lease and no saved state is worth a pause, nor an fsync.
+        unhurried = open_storage(job.root, durable=False)
+        self.leases = Leases(unhurried, owner, cluster.lease_s)
+        self.snapshots = Snapshots(unhurried, cluster.snapshot_budget_mb * 10**6, log.warning)
+        images = open_images(job.data.test, job.data, job.model)
+        self.engine: Engine = make_engine(
+            load_model(job, self.storage),
+            job.evaluate.engine,
+            images.shape_CHW,
+            job.evaluate.tile,
+            job.device,
+        )
+        self.conditions = Conditions(
+            classes=job.classes, seed=job.evaluate.seed, tile=job.evaluate.tile
         )
 
+        @lru_cache(maxsize=BATCHES_KEPT)
+        def read(ids: tuple[int, ...]) -> Batch:
+            pixels, labels = images.read(ids)
+            return Batch(
+                images_BCHW=pixels, labels_B=labels, image_ids_B=np.array(ids, dtype=np.int64)
+            )
 
-def _require_same_places(job: EvaluateJob, model: nn.Module, images: ParquetImages) -> None:
-    """Rows may not depend on how the work is cut, so not on the place in a tile either."""
-    image = to_unit(images.read(images.ids_N[:1])[0], job.device)[0]
-    if place_matters(model, image, job.evaluate.tile):
-        raise UserError(
-            f"On this processor an image's place in a tile of {job.evaluate.tile} changes the last "
-            "bits of this model's answers, so results would depend on how the work is cut. Make "
-            "the sizes in model.attention multiples of 4, or choose another evaluate.tile."
-        )
+        self.read: Callable[[tuple[int, ...]], Batch] = read
+
+    def do(self, work: Work) -> Tally:
+        """Do one piece, unless it is stored; Postponed if another driver is at it."""
+        if isinstance(work, Quarantine):
+            return self._quarantine(work)
+        lease = self.leases.take(work.key)
+        if lease is None:
+            raise Postponed(f"{work} is being done by another run")
+        try:
+            if self.storage.exists(work.name):
+                return Tally() if isinstance(work, Portraits) else read_tally(self.storage, work)
+            return (
+                self._portraits(work) if isinstance(work, Portraits) else self._shard(work, lease)
+            )
+        finally:
+            lease.release()
+
+    def _portraits(self, work: Portraits) -> Tally:
+        batch = None if work.skip else self.read(work.image_ids)
+        gallery = make_gallery(self.engine, batch, work, self.conditions)
+        self.storage.put_new(work.name, gallery)
+        return Tally()
+
+    def _shard(self, work: Shard, lease: Lease) -> Tally:
+        batch = self.read(work.image_ids)
+        run = AttackRun(self.engine, batch, work.trajectory, self.conditions)
+        self._restore(run, work)
+        rows = run.run(_Keeper(self.job, self.snapshots, work, lease))
+        self._store(work, rows, {})
+        self.snapshots.clear(work.key)
+        return Tally.of(rows)
+
+    def _restore(self, run: AttackRun, work: Shard) -> None:
+        """Go on where a lost worker was. The key names model, attack, images, tile and device."""
+        saved = self.snapshots.latest(work.key)
+        if saved is None:
+            return
+        step, arrays, about = saved
+        if about != {"key": work.key, "torch": torch.__version__}:
+            log.warning("%s: the saved state is of %s: done anew", work, about)
+            return
+        run.restore(arrays)
+        log.info("%s: goes on at step %d", work, step)
+
+    def _quarantine(self, work: Quarantine) -> Tally:
+        none = {f.name: np.zeros(0, f.type.to_pandas_dtype()) for f in SCHEMA}
+        image_id = work.shard.image_ids[0]
+        self._store(work.shard, none, {str(image_id): work.error})
+        self.snapshots.clear(work.shard.key)
+        return Tally()
+
+    def _store(self, work: Shard, rows: Rows, quarantined: dict[str, str]) -> None:
+        head = {
+            **shard_head(self.job, work),
+            "quarantined": quarantined,
+            "folded": self.engine.folded,
+            "torch": torch.__version__,
+        }
+        self.storage.put_new(work.name, to_parquet(rows, head))
 
 
-def _about(job: EvaluateJob, shard: Shard) -> dict[str, object]:
-    return {
-        "key": shard.key,
-        "model_digest": job.model_digest,
-        "attack": shard.attack,
-        "trajectory": plain(shard.trajectory),
-        "images_digest": job.test_digest,
-        "seed": job.evaluate.seed,
-        "tile": job.evaluate.tile,
-        "device": job.device_class,
-        "torch": torch.__version__,
-        "result_version": RESULT_VERSION,
-    }
+class _Keeper:
+    """After every step: show that the work is alive, and save its state now and then."""
+
+    def __init__(self, job: EvaluateJob, snapshots: Snapshots, work: Shard, lease: Lease) -> None:
+        self.every_s, self.every_steps = job.cluster.snapshot_s, job.cluster.snapshot_steps
+        self.snapshots, self.work, self.lease = snapshots, work, lease
+        self.saved_at, self.steps = time.monotonic(), 0
+
+    def __call__(self, run: AttackRun) -> None:
+        pulse.beat(run.done)
+        self.lease.beat()
+        self.steps += 1
+        if self._is_due() and run.done < run.total:
+            about = {"key": self.work.key, "torch": torch.__version__}
+            self.snapshots.save(self.work.key, run.done, run.state(), about)
+            self.saved_at, self.steps = time.monotonic(), 0
+
+    def _is_due(self) -> bool:
+        if self.every_steps is not None:
+            return self.steps >= self.every_steps
+        return time.monotonic() - self.saved_at >= self.every_s

@@ -16,6 +16,9 @@ from s3ta.trajectory import Trajectory, trajectories
 from s3ta_platform.jobs import EvaluateJob
 from s3ta_platform.schema import EvaluateSettings
 
+AT_MOST_TILES = 64
+"""A shard's images are decoded and kept as a whole."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
@@ -26,6 +29,8 @@ class Shard:
     """The attack's name in tables."""
     trajectory: Trajectory
     image_ids: tuple[int, ...]
+    first: int
+    """The place of its first image in the evaluation's permutation."""
 
     @property
     def name(self) -> str:
@@ -46,13 +51,23 @@ class Portraits:
     attack: str
     trajectory: Trajectory
     image_ids: tuple[int, ...]
+    skip: bool = False
+    """Show none: they ended every worker that tried."""
 
     @property
     def name(self) -> str:
         return f"galleries/{self.key}.safetensors"
 
 
-Work = Shard | Portraits
+@dataclass(frozen=True, kw_only=True)
+class Quarantine:
+    """A shard of one image that ended every worker that tried it."""
+
+    shard: Shard
+    error: str
+
+
+Work = Shard | Portraits | Quarantine
 DoWork = Callable[[Work], Tally]
 """Does one piece and counts its records; a gallery counts nothing."""
 
@@ -67,20 +82,36 @@ def evaluation_ids(
 
 
 def plan_shards(job: EvaluateJob, ids: npt.NDArray[np.int64]) -> list[Shard]:
-    """All shards, pieces of the permutation in order; each piece meets every trajectory."""
-    size = job.evaluate.shard_images
-    pieces = [tuple(ids[start : start + size].tolist()) for start in range(0, len(ids), size)]
-    return [
-        Shard(
-            key=job.key(trajectory, piece),
-            attack=attack.name,
-            trajectory=trajectory,
-            image_ids=piece,
-        )
-        for piece in pieces
+    """All shards: each trajectory on consecutive pieces of the permutation.
+
+    In the order of their first image, so that all trajectories get on together.
+    """
+    shards = [
+        shard(job, attack.name, trajectory, tuple(ids[start : start + size].tolist()), start)
         for attack in job.evaluate.attacks.values()
         for trajectory in trajectories(attack)
+        for size in [shard_size(job.evaluate, trajectory)]
+        for start in range(0, len(ids), size)
     ]
+    return sorted(shards, key=lambda s: s.first)
+
+
+def shard(
+    job: EvaluateJob, attack: str, trajectory: Trajectory, ids: tuple[int, ...], first: int
+) -> Shard:
+    """One shard with its key."""
+    key = job.key(trajectory, ids)
+    return Shard(key=key, attack=attack, trajectory=trajectory, image_ids=ids, first=first)
+
+
+def shard_size(settings: EvaluateSettings, trajectory: Trajectory) -> int:
+    """Images per shard, such that all cost about the same; whole tiles, at least one.
+
+    It depends on this trajectory alone: another attack beside it leaves its shards as they are.
+    """
+    images = settings.shard_steps // max(trajectory.steps, 1)
+    tiles = min(max(images // settings.tile, 1), AT_MOST_TILES)
+    return tiles * settings.tile
 
 
 def plan_portraits(job: EvaluateJob, ids: npt.NDArray[np.int64]) -> Portraits | None:

@@ -26,7 +26,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         f"{a.name}, read at {', '.join(map(str, a.readings))} steps"
         for a in e.evaluate.attacks.values()
     )
-    console.print(f"Each trained model is attacked on {images} test images: {attacks}.")
+    console.print(f"Each model is attacked on {images} test images: {attacks}.")
     if any(s.trained is None for s in states):
         console.print("A shard's key holds its model's digest, so it is known after training.")
     complete = sum(s.complete for s in states)
@@ -34,6 +34,8 @@ def show_plan(console: Console, plan: Plan) -> None:
 
 
 def _training(trial: TrialPlan, state: TrialState) -> str:
+    if trial.ready:
+        return f"no training: {trial.experiment.model.factory}"
     if state.trained:
         return "done"
     if state.step:

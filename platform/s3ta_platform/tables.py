@@ -18,12 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from s3ta.statistics import wilson
+from s3ta_platform.remarks import remarks
 from s3ta_platform.results import SweepResult, TrialResult
 
 DASH = "\N{EN DASH}"
-COLUMNS = "model key measure attack steps value low high successes total"
+COLUMNS = "model key measure attack steps value low high successes total population"
 READINGS_SIDE_BY_SIDE = 3
 """More readings than this don't fit beside one another in 100 columns."""
+UNTIL = "_until_success"
 MAIN_STEP = 16
 """From this many steps on, the step size of PGD no longer depends on the number of steps."""
 
@@ -34,6 +36,8 @@ class Share:
 
     successes: int
     total: int
+    population: int | None = None
+    """All the images there are, where only a random sample of them was attacked."""
 
     @property
     def value(self) -> float:
@@ -43,7 +47,7 @@ class Share:
     @property
     def interval(self) -> tuple[float, float]:
         """The Wilson 95 % interval, in [0, 1]."""
-        return wilson(self.successes, self.total)
+        return wilson(self.successes, self.total, self.population)
 
     @property
     def percent(self) -> str:
@@ -91,6 +95,7 @@ def summarise(trial: TrialResult) -> Summary:
     was_right = pc.equal(rows["clean_prediction"], rows["label"])
     rows = rows.append_column("was_right", was_right)
     rows = rows.append_column("broken", pc.and_not(was_right, rows["correct"]))
+    population = None if trial.halfwidth is None else trial.planned
     # Every trajectory repeats the clean prediction. Should two kinds of machine disagree on an
     # image it counts as wrong, so that the number doesn't depend on the order of the rows.
     images = rows.group_by("image_id").aggregate([("was_right", "all")])["was_right_all"]
@@ -99,12 +104,12 @@ def summarise(trial: TrialResult) -> Summary:
         name=trial.name,
         parameters=trial.parameters,
         unroll=trial.unroll,
-        nominal=Share(sum(images.to_pylist()), len(images)),
-        readings=tuple(sorted(_readings(rows), key=lambda r: (r.attack, r.steps))),
+        nominal=Share(sum(images.to_pylist()), len(images), population),
+        readings=tuple(sorted(_readings(rows, population), key=lambda r: (r.attack, r.steps))),
     )
 
 
-def _readings(rows: pa.Table) -> Iterable[Reading]:
+def _readings(rows: pa.Table, population: int | None) -> Iterable[Reading]:
     counts = [("image_id", "count"), ("image_id", "count_distinct"), ("target", "min")]
     sums = [(name, "sum") for name in ("correct", "fooled", "was_right", "broken")]
     for group in rows.group_by(["attack", "step"]).aggregate(counts + sums).to_pylist():
@@ -112,13 +117,15 @@ def _readings(rows: pa.Table) -> Iterable[Reading]:
         assert total == group["image_id_count_distinct"], f"an image is counted twice: {where}"
         targeted = group["target_min"] >= 0
         # Without a target, success is the share of images turned from right to wrong.
-        success = (group["fooled_sum"], total) if targeted else _broken(group)
+        successes, of = (group["fooled_sum"], total) if targeted else _broken(group)
+        top1 = Share(group["correct_sum"], total, population)
         yield Reading(
             attack=group["attack"],
             steps=group["step"],
             targeted=targeted,
-            top1=Share(group["correct_sum"], total),
-            success=Share(*success),
+            # An attack that stops at its goal, a target, says nothing of other wrong answers.
+            top1=Share(0, 0) if targeted and until_success(group["attack"]) else top1,
+            success=Share(successes, of, population if targeted else None),
         )
 
 
@@ -146,7 +153,13 @@ def attack_title(attack: str) -> str:
     if parts is None:
         return attack.replace("_", " ")
     family, words, epsilon = parts.groups()
-    return f"{words.replace('_', ' ')} {family.upper()}, ε = {epsilon}/255".strip()
+    words, until = words.removesuffix(UNTIL), " until success" if words.endswith(UNTIL) else ""
+    return f"{words.replace('_', ' ')} {family.upper()}{until}, ε = {epsilon}/255".strip()
+
+
+def until_success(attack: str) -> bool:
+    """Whether this attack leaves an image alone once its goal is met."""
+    return f"{UNTIL}_" in attack
 
 
 def short_count(number: int) -> str:
@@ -235,6 +248,7 @@ def _caption(sweep: SweepResult, summaries: Sequence[Summary]) -> Text:
         *(["top-1: the share of images classified right."] if summaries else []),
         *_unroll_words(summaries),
         *(_reading_words(summaries) if keys else []),
+        *remarks(sweep.trials),
     ]
     return Text("\n".join(lines))
 
@@ -248,7 +262,7 @@ def _unroll_words(summaries: Sequence[Summary]) -> list[str]:
 
 def _reading_words(summaries: Sequence[Summary]) -> list[str]:
     keys = reading_keys(summaries)
-    own = [str(steps) for attack, steps in keys if has_own_step_size(attack, steps)]
+    own = [str(n) for n in sorted({n for attack, n in keys if has_own_step_size(attack, n)})]
     untargeted = any(not r.targeted for summary in summaries for r in summary.readings)
     return [
         "Reading: a point in the attack (so many steps) at which the model is measured."
@@ -268,11 +282,13 @@ def csv_text(sweep: SweepResult) -> str:
         writer.writerow((*trial, "nominal", "", "", *_numbers(summary.nominal)))
         for reading in summary.readings:
             where = (reading.attack, reading.steps)
-            writer.writerow((*trial, "top1", *where, *_numbers(reading.top1)))
-            writer.writerow((*trial, "success", *where, *_numbers(reading.success)))
+            for measure, share in (("top1", reading.top1), ("success", reading.success)):
+                if share.total:
+                    writer.writerow((*trial, measure, *where, *_numbers(share)))
     return out.getvalue()
 
 
-def _numbers(share: Share) -> tuple[str, str, str, int, int]:
+def _numbers(share: Share) -> tuple[str, str, str, int, int, str]:
     value, low, high = (f"{number:.6f}" for number in (share.value, *share.interval))
-    return value, low, high, share.successes, share.total
+    population = "" if share.population is None else str(share.population)
+    return value, low, high, share.successes, share.total, population

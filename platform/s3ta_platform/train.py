@@ -15,8 +15,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from s3ta.batch import Batch
 from s3ta.errors import UserError
-from s3ta.evaluation import Batch
 from s3ta.model import build, parameters
 from s3ta.schedules import learning_rate
 from s3ta.settings import ModelSettings

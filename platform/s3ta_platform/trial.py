@@ -1,20 +1,19 @@
-"""One trial from start to end: train if it is not trained, do the shards that are missing.
+"""One trial from start to end: train if it has to be, do the shards that are missing.
 
 Where the work runs is the backend's business; inline and on Ray a trial takes the same path.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from s3ta.tally import Tally
 from s3ta_platform.evaluate import evaluate
 from s3ta_platform.events import Emit
-from s3ta_platform.executors import run_inline
+from s3ta_platform.executors import JobFailure, run_inline
 from s3ta_platform.jobs import TrainJob
 from s3ta_platform.plan import TrialPlan
 from s3ta_platform.shards import DoWork, Work
 from s3ta_platform.storage import open_storage
-from s3ta_platform.trials import read_trained
 
 
 class Backend(Protocol):
@@ -24,9 +23,15 @@ class Backend(Protocol):
         """Train to the end, from the last checkpoint."""
 
     def fan_out(
-        self, build: Callable[[], DoWork], jobs: Iterable[Work], /
+        self,
+        build: Callable[[], DoWork],
+        jobs: Iterable[Work],
+        /,
+        *,
+        instead: Callable[[JobFailure], Sequence[Work]],
+        on_pulse: Callable[[Work, float], None],
     ) -> Iterator[tuple[Work, Tally]]:
-        """Do the jobs, each exactly once."""
+        """Do the jobs, each exactly once (see executors)."""
 
 
 class Inline:
@@ -38,16 +43,22 @@ class Inline:
         train(job, emit=emit)
 
     def fan_out(
-        self, build: Callable[[], DoWork], jobs: Iterable[Work], /
+        self,
+        build: Callable[[], DoWork],
+        jobs: Iterable[Work],
+        /,
+        *,
+        instead: Callable[[JobFailure], Sequence[Work]],
+        on_pulse: Callable[[Work, float], None],
     ) -> Iterator[tuple[Work, Tally]]:
-        return run_inline(build, jobs)
+        return run_inline(build, jobs, instead=instead, on_pulse=on_pulse)
 
 
 def run_trial(plan: TrialPlan, backend: Backend, emit: Emit) -> None:
     """Leave the trial complete in the storage; what is there already is not done again."""
     storage = open_storage(plan.train.root)
-    if read_trained(storage, plan.key) is None:
+    if plan.trained(storage) is None:
         backend.train(plan.train, emit)
-    trained = read_trained(storage, plan.key)
+    trained = plan.trained(storage)
     assert trained is not None, f"training of {plan.key} ended without its record"
     evaluate(plan.evaluation(trained), backend.fan_out, emit)

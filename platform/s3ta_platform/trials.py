@@ -10,11 +10,12 @@ from s3ta_platform.storage import NotStored, Storage, StoreAwayError
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trial whose training has ended."""
+    """A model that can be attacked: its training has ended, or was not ours."""
 
     step: int
+    """Of its checkpoint; 0 for a model of a factory, which has none."""
     model_digest: str
-    """Names the settings and all weights of the deployed model."""
+    """Names the settings and all weights of the deployed model; of a factory's its answers too."""
     parameters: int
 
 

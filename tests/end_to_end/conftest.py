@@ -32,11 +32,11 @@ train: {epochs: 2, batch: 16, microbatch: 8, attack: {steps: 1}}
 evaluate:
   images: 24
   tile: 8
-  shard_images: 16
+  shard_steps: 288
   gallery_images: 2
   attacks: {pgd: {readings: [2, 16, 18]}}
 """
-"""Two trials of 4 steps; each is attacked in 4 shards: 16 and 8 images, 2 steps and 18."""
+"""Two trials of 4 steps; each is attacked in 3 shards: 24 images for 2 steps, 16 and 8 for 18."""
 
 
 class Done(NamedTuple):

@@ -24,7 +24,7 @@ name: tiny
 sweep: {grid: {model.unroll: [1, 2]}}
 data: {train_images: 64}
 train: {epochs: 2, batch: 16, microbatch: 8, attack: {steps: 1}}
-evaluate: {images: 24, tile: 8, shard_images: 8, attacks: {pgd: {readings: [2, 16]}}}
+evaluate: {images: 24, tile: 8, shard_steps: 128, attacks: {pgd: {readings: [2, 16]}}}
 cluster: {cpus: 2}
 """
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,16 +22,15 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from s3ta.errors import UserError
-from s3ta_platform import executors
+from s3ta_platform import fleet, pulse, tickets
 from s3ta_platform.executors import (
     JobFailure,
     JobsFailedError,
-    backoff_s,
-    may_retry,
+    Postponed,
     run_inline,
     run_on_ray,
-    shown,
 )
+from s3ta_platform.tickets import backoff_s, may_retry, postpone_s, shown
 
 Executor = Callable[..., Iterator[tuple[Any, Any]]]
 
@@ -46,7 +46,9 @@ def two_cpus() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors, "backoff_s", lambda tries: 0.05)
+    monkeypatch.setattr(tickets, "backoff_s", lambda tries: 0.05)
+    monkeypatch.setattr(tickets, "postpone_s", lambda times: 0.0)
+    monkeypatch.setattr(fleet, "backoff_s", lambda tries: 0.05)
 
 
 def two_workers(build: Any, jobs: Any, **options: Any) -> Iterator[tuple[Any, Any]]:
@@ -66,6 +68,8 @@ class Squares:
     hiccup_on: tuple[int, ...] = ()
     """Jobs that raise an OSError at the first `failing_tries` tries."""
     refuse: tuple[int, ...] = ()
+    postpone: tuple[int, ...] = ()
+    """Jobs that are not done now at the first `failing_tries` tries."""
     failing_tries: int = 1
     seconds: float = 0.0
 
@@ -79,6 +83,8 @@ class Squares:
             os.kill(os.getpid(), signal.SIGKILL)
         if job in self.hiccup_on and tries <= self.failing_tries:
             raise ConnectionResetError("the store hung up")
+        if job in self.postpone and tries <= self.failing_tries:
+            raise Postponed("another run does it")
         if job in self.refuse:
             raise ValueError(f"no image has id {job}")
         return job * job
@@ -193,6 +199,62 @@ def test_a_storage_hiccup_is_tried_again_until_attempts(execute: Executor, tmp_p
     with pytest.raises(JobsFailedError, match="ConnectionResetError: the store hung up"):
         list(execute(build, range(3), attempts=2))
     assert begun(always) == Counter([0, 1, 1, 2])
+
+
+@both
+def test_postponed_jobs_wait_for_all_others_and_it_is_no_try(
+    execute: Executor, tmp_path: Path
+) -> None:
+    events: list[str] = []
+    build = Squares(tmp_path, postpone=(0, 1), failing_tries=3)
+    results = list(execute(build, range(8), attempts=1, on_event=events.append))
+    assert sorted(results) == squares_of(range(8))
+    assert {job for job, _ in results[-2:]} == {0, 1}
+    assert begun(tmp_path) == Counter([*range(8), *[0, 1] * 3])
+    assert sum("postponed: another run does it" in event for event in events) == 2  # each once
+
+
+@both
+def test_what_is_done_instead_of_a_job_stands_for_it(execute: Executor, tmp_path: Path) -> None:
+    def instead(failure: JobFailure) -> list[int]:
+        assert not failure.died
+        return [100, 101] if failure.job == 2 else []
+
+    build = Squares(tmp_path, refuse=(2, 3, 101))
+    results, error = results_and_error(execute(build, range(5), instead=instead))
+    assert sorted(results) == squares_of([0, 1, 4, 100])
+    assert {failure.job for failure in error.failures} == {3, 101}
+    if execute is run_inline:
+        assert [job for job, _ in results] == [0, 1, 100, 4]  # before new jobs
+
+
+@both
+def test_what_instead_raises_ends_the_run(execute: Executor, tmp_path: Path) -> None:
+    def instead(failure: JobFailure) -> list[int]:
+        raise UserError(f"too many images are broken: {failure.job}")
+
+    with pytest.raises(UserError, match=r"^too many images are broken: 1$"):
+        list(execute(Squares(tmp_path, refuse=(1,)), range(1000), instead=instead))
+    assert len(begun(tmp_path)) < 1000
+    assert workers_alive_after(10) == 0
+
+
+def test_inline_progress_is_told_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halves(job: int) -> int:
+        pulse.beat()
+        pulse.beat(0.5)
+        pulse.beat()
+        pulse.beat(1.0)
+        assert pulse.read() == (4, 1.0)
+        return job
+
+    told: list[tuple[int, float]] = []
+    list(run_inline(lambda: halves, [7, 8], on_pulse=lambda *what: told.append(what)))
+    assert told == [(7, 0.5), (8, 0.5)]  # and no more within two seconds
+    told.clear()
+    monkeypatch.setattr(pulse, "EVERY_S", 0.0)
+    list(run_inline(lambda: halves, [7, 8], on_pulse=lambda *what: told.append(what)))
+    assert told == [(7, 0.5), (7, 1.0), (8, 0.5), (8, 1.0)]
 
 
 class NeedsTwoArguments(Exception):  # noqa: N818
@@ -317,6 +379,24 @@ def test_threads_are_pinned_before_torch_is_imported() -> None:
     assert list(run_on_ray(build, [0], workers=1, threads=2)) == [(0, (False, 2, 2))]
 
 
+def test_a_worker_builds_and_works_in_one_thread() -> None:
+    def build() -> Callable[[int], tuple[bool, int, float]]:
+        import torch
+
+        torch.set_num_threads(2)  # sets nothing but what this thread and its successors do
+        torch.set_flush_denormal(True)  # this thread alone
+        mine = threading.get_ident()
+
+        def work(job: int) -> tuple[bool, int, float]:
+            tiny = (torch.full((1,), 1e-40) * 1.0).item()
+            return threading.get_ident() == mine, torch.get_num_threads(), tiny
+
+        return work
+
+    results = run_on_ray(build, range(3), workers=1, threads=2, hang_s=60)
+    assert [result for _, result in results] == [(True, 2, 0.0)] * 3
+
+
 @both
 def test_an_error_in_build_is_raised_as_it_is(execute: Executor) -> None:
     def build() -> Callable[[int], int]:
@@ -358,7 +438,7 @@ def test_an_unreachable_worker_keeps_its_job_and_nothing_is_counted(
     def flaky(ref: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls in (1, 4):  # once while the worker starts, once while it does a job
+        if calls in (1, 3, 6):  # the first sign of life, the start, the second job
             raise ActorUnavailableError("the connection was reset", None)
         return get(ref)
 
@@ -370,6 +450,7 @@ def test_an_unreachable_worker_keeps_its_job_and_nothing_is_counted(
 
 def test_pauses_grow_to_half_a_minute_and_only_passing_trouble_is_retried() -> None:
     assert [backoff_s(tries) for tries in (1, 2, 3, 6, 7, 10_000)] == [0.5, 1, 2, 16, 30, 30]
+    assert [postpone_s(times) for times in (1, 2, 3, 4, 10_000)] == [2, 4, 8, 15, 15]
     assert may_retry(True, 2, 3)
     assert not may_retry(True, 3, 3)
     assert not may_retry(False, 1, 3)

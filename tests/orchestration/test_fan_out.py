@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from tiny import evaluate_job, train_job
+from torch import Tensor
 
 from s3ta.tally import Tally
 from s3ta_platform import evaluate as evaluation
@@ -44,7 +46,7 @@ def rows_of(job: EvaluateJob) -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(root: str) -> list[dict[str, object]]:
-    job = evaluate_job(root, shard_images=44)
+    job = evaluate_job(root, shard_images=48)
     evaluate(job, run_inline)
     return rows_of(job)
 
@@ -55,14 +57,14 @@ def test_every_image_has_one_row_per_reading(undisturbed: list[dict[str, object]
     assert {row["step"] for row in undisturbed} == {5, 16, 20}
 
 
-@pytest.mark.parametrize("size", [22, 7])
+@pytest.mark.parametrize("size", [24, 8])
 def test_rows_do_not_depend_on_the_shards(
     size: int, root: str, undisturbed: list[dict[str, object]]
 ) -> None:
     def backwards(
-        build: Callable[[], DoWork], jobs: Iterable[Work]
+        build: Callable[[], DoWork], jobs: Iterable[Work], **watch: Any
     ) -> Iterator[tuple[Work, Tally]]:
-        return run_inline(build, reversed(list(jobs)))
+        return run_inline(build, reversed(list(jobs)), **watch)
 
     job = evaluate_job(root, shard_images=size)
     evaluate(job, backwards)
@@ -70,46 +72,45 @@ def test_rows_do_not_depend_on_the_shards(
 
 
 def test_a_stored_shard_is_never_computed_again(root: str) -> None:
-    job = evaluate_job(root, shard_images=15)
-    evaluate(evaluate_job(root, shard_images=44), run_inline)  # makes the gallery, too
-    assert evaluate(job, run_inline) == 3 * 2
+    job = evaluate_job(root, shard_images=16)
+    evaluate(evaluate_job(root, shard_images=48), run_inline)  # makes the gallery, too
+    assert evaluate(job, run_inline) == 3  # 5 steps on all images are one shard, stored
     events: list[Event] = []
     assert evaluate(job, run_inline, events.append) == 0
     assert events[-1].done == events[-1].total == 44 * 2
 
 
 def test_a_lost_shard_alone_is_computed_again(root: str) -> None:
-    job = evaluate_job(root, shard_images=11)
+    job = evaluate_job(root, shard_images=16)
     evaluate(job, run_inline)
     before, storage = rows_of(job), open_storage(root)
     ids = evaluation_ids(open_images(job.data.test, job.data, job.model).ids_N, job.evaluate)
-    storage.delete(plan_shards(job, ids)[3].name)
+    storage.delete(plan_shards(job, ids)[2].name)
     assert evaluate(job, run_inline) == 1
     assert rows_of(job) == before
 
 
-def dies_once(marker: str, job: EvaluateJob) -> DoWork:
+def dies_once(marker: str, job: EvaluateJob, owner: str) -> DoWork:
     """A worker that SIGKILLs itself in the middle of an attack, the first time anywhere."""
-    do = evaluation.build_worker(job)
+    do = evaluation.build_worker(job, owner)
 
     def doomed(work: Work) -> Tally:
         try:
             os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return do(work)
-        import s3ta.attacks as attacks  # noqa: PLR0402 (the name is needed to patch it)
+        from s3ta.attacks import PGD
 
-        steps = 0
-        look = attacks.PGD._look
+        steps, look = 0, PGD.look
 
-        def counted(*args: object, **kwargs: object) -> object:
+        def counted(self: PGD, attacked: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal steps
             steps += 1
             if steps == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return look(*args, **kwargs)  # type: ignore[arg-type]
+            return look(self, attacked)
 
-        attacks.PGD._look = counted  # type: ignore[method-assign,assignment]
+        PGD.look = counted  # type: ignore[method-assign]
         return do(work)
 
     return doomed
@@ -125,11 +126,13 @@ def test_ray_gives_the_inline_rows_though_a_worker_is_killed_inside_an_attack(
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
-    job, marker = evaluate_job(root, shard_images=9), tmp_path / "killed"
-    build = partial(dies_once, str(marker), job)
+    job, marker = evaluate_job(root, shard_images=40), tmp_path / "killed"
+    build = partial(dies_once, str(marker), job, "driver")
 
-    def on_ray(_: Callable[[], DoWork], jobs: Iterable[Work]) -> Iterator[tuple[Work, Tally]]:
-        return run_on_ray(build, jobs, workers=2)
+    def on_ray(
+        _: Callable[[], DoWork], jobs: Iterable[Work], **watch: Any
+    ) -> Iterator[tuple[Work, Tally]]:
+        return run_on_ray(build, jobs, workers=2, **watch)
 
     with local_cluster(cpus=2):
         evaluate(job, on_ray)

@@ -110,7 +110,7 @@ def test_every_experiment_composes_and_plans(
     for e in [composed.experiment, *(t.experiment for t in composed.trials)]:
         assert e.about.title
         assert e.about.source, "the table or figure it stands for"
-    if not composed.experiment.data.train.startswith("sample:"):
+    if not composed.experiment.data.test.startswith("sample:"):
         pytest.skip("its data has to be imported first")
     monkeypatch.chdir(ROOT)
     plan = make_plan(composed)

@@ -29,7 +29,7 @@ defaults:
 name: mine
 data: {train_images: 100}
 train: {epochs: 3, batch: 32, microbatch: 8}
-evaluate: {images: 40, shard_images: 16, gallery_images: 2, attacks: {pgd: {readings: [2, 20]}}}
+evaluate: {images: 40, tile: 8, shard_steps: 320, attacks: {pgd: {readings: [2, 20]}}}
 """
 
 
@@ -45,9 +45,9 @@ def test_steps_and_shards_are_counted_before_anything_is_trained(tmp_path: Path)
     assert trial.steps == 3 * (100 // 32)
     assert len(trial.test_ids) == 40
     state = trial_state(plan.storage, trial)
-    # 3 pieces of at most 16 images; 2 steps and 20 steps are two trajectories.
+    # 20 steps on 3 pieces of at most 16 images; 2 steps on all 40.
     assert state == TrialState(
-        trained=None, step=0, shards=3 * 2, shards_done=0, gallery_done=False
+        trained=None, step=0, shards=3 + 1, shards_done=0, gallery_done=False
     )
     assert not (tmp_path / "r").exists()
 
@@ -70,7 +70,7 @@ def test_a_state_counts_what_is_stored_and_only_that(tmp_path: Path) -> None:
     for name in [*(s.name for s in shards[1:]), portraits.name, "evaluations/other.parquet"]:
         plan.storage.put_new(name, b"x")
     state = trial_state(plan.storage, trial)
-    assert (state.shards, state.shards_done, state.complete) == (6, 5, False)
+    assert (state.shards, state.shards_done, state.complete) == (4, 3, False)
     plan.storage.put_new(shards[0].name, b"x")
     assert trial_state(plan.storage, trial).complete
 
@@ -96,7 +96,7 @@ def test_shards_cover_every_image_once_per_trajectory(tmp_path: Path) -> None:
         "cluster.executor=inline",
         "cluster.attempts=9",
         "tracking.store=sqlite:///elsewhere.db",
-        "evaluate.shard_images=5",
+        "evaluate.shard_steps=5",
         "evaluate.images=20",
         "evaluate.attacks.pgd.readings=[3]",
         "name=other",

@@ -1,68 +1,22 @@
-"""Storage: the same claims on a local folder and on an S3 server (moto, on loopback)."""
+"""Storage: the same claims on a local folder and on an S3 server (see stores)."""
 
-import errno
 import itertools
 import os
 import pickle
-import signal
 import stat
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from s3ta.errors import UserError
-from s3ta_platform.storage import NotStored, S3Storage, Storage, open_storage
-from s3ta_platform.trials import read_trained
+from s3ta_platform.storage import NotStored, Storage, open_storage
+
+pytest_plugins = ["stores"]
 
 WRITERS = 8
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A bucket on a moto server whose puts are atomic, as S3's are (moto's own are not quite)."""
-    import boto3
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    application, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
-
-    def one_at_a_time(environ: Any, start_response: Any) -> Any:
-        with lock:
-            return application(environ, start_response)
-
-    server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.session.Session().client("s3").create_bucket(Bucket="runs")
-        yield "runs"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def client(bucket: str) -> Any:
-    return S3Storage(bucket, "")._client
-
-
-@pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    if request.param == "local":
-        return open_storage(str(tmp_path / "results"), durable=False)
-    storage = open_storage(f"s3://{request.getfixturevalue('bucket')}/{tmp_path.name}/results")
-    vars(storage)["_client"] = request.getfixturevalue("client")  # making one takes half a second
-    return storage
 
 
 def test_the_first_value_of_a_name_stays(storage: Storage) -> None:
@@ -91,6 +45,19 @@ def test_a_list_is_sorted_and_a_prefix_need_not_end_at_a_slash(storage: Storage)
     assert storage.list("a/deep") == ["a/deep/er/1"]
     assert storage.list("nothing/here/") == []
     assert storage.list("b/") == []
+
+
+def test_the_bytes_below_a_prefix_are_counted(storage: Storage) -> None:
+    assert storage.used() == storage.used("a/") == 0
+    for name, size in {"a/1": 10, "a/deep/2": 200, "ab": 3000, "b": 40_000}.items():
+        storage.put_new(name, bytes(size))
+    assert storage.used("a/") == 210
+    assert storage.used("a") == 3210
+    assert storage.used("a/deep/2") == 200
+    assert storage.used() == 43_210
+    storage.put_new("b", bytes(7))  # not stored, so not counted
+    storage.delete("a/1")
+    assert storage.used() == 43_200
 
 
 def test_a_deleted_name_can_be_written_again(storage: Storage) -> None:
@@ -176,125 +143,6 @@ def test_the_check_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-STOPPED_BEFORE_THE_NAME = """
-import os, sys, time
-from s3ta_platform.storage import open_storage
-def stop(*args, **kwargs):
-    print("stopped", flush=True)
-    time.sleep(60)
-os.link = stop
-open_storage(sys.argv[1]).put_new("a/b", b"x" * 1000)
-"""
-
-
-def test_a_writer_killed_before_the_name_exists_leaves_nothing_listed(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path), durable=False)
-    with subprocess.Popen(
-        [sys.executable, "-c", STOPPED_BEFORE_THE_NAME, storage.root],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"stopped\n"
-        writer.send_signal(signal.SIGKILL)
-    assert len(list((tmp_path / "a").iterdir())) == 1
-    assert storage.list() == storage.list("a/") == []
-    assert not storage.exists("a/b")
-
-    assert storage.clear_temporaries("a/") == 0  # it could be a writer at work
-    assert storage.put_new("a/b", b"y")
-    assert storage.clear_temporaries("a/", older_than_s=-1) == 1
-    assert storage.get("a/b") == b"y"
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
-
-
-def test_an_absent_folder_below_a_file_is_reported_with_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    for root in [tmp_path / "file", tmp_path / "file" / "results" / "deep"]:
-        storage = open_storage(str(root))
-        with pytest.raises(UserError, match=r"file.* move it away or choose another folder"):
-            storage.check_writable()
-        with pytest.raises(UserError, match="move it away"):
-            storage.put_new("a/b", b"x")
-    assert (tmp_path / "file").read_text() == "x"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's /sys")
-def test_a_file_system_that_takes_no_files_is_reported() -> None:
-    with pytest.raises(UserError, match=r"Can't write to /sys/kernel/results: .*another folder"):
-        open_storage("/sys/kernel/results").check_writable()
-
-
-@pytest.mark.parametrize(
-    ("number", "remedy"),
-    [(errno.ENOSPC, "free space"), (errno.EROFS, "read-only"), (errno.EACCES, "make it writable")],
-)
-@pytest.mark.parametrize("call", ["fsync", "link"])
-def test_a_write_that_fails_leaves_nothing_and_names_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, remedy: str
-) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    storage = open_storage(str(tmp_path / "results"))
-    with monkeypatch.context() as patch:
-        patch.setattr(os, call, fail)
-        with pytest.raises(UserError, match=remedy):
-            storage.check_writable()
-        assert not (tmp_path / "results").exists()
-        with pytest.raises(UserError, match=remedy):
-            storage.put_new("a/b", b"x" * 100)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert storage.put_new("a/b", b"x")
-
-
-def test_a_full_disk_is_found_by_the_check(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("may not mount a small disk here")
-    try:
-        with pytest.raises(UserError, match="No space left on device; free space there"):
-            open_storage(str(disk / "results")).check_writable()
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_bucket_that_is_not_there_is_reported(bucket: str) -> None:
-    with pytest.raises(UserError, match=r"s3://no-such-bucket/x: .*NoSuchBucket.* Check the buck"):
-        open_storage("s3://no-such-bucket/x").check_writable()
-
-
-def test_a_store_that_overwrites_is_refused(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = open_storage(f"s3://{bucket}/overwritten")
-    client = storage._client  # type: ignore[attr-defined]
-    put = client.put_object
-    monkeypatch.setattr(client, "put_object", lambda IfNoneMatch, **rest: put(**rest))
-    with pytest.raises(UserError, match="ignores `If-None-Match"):
-        storage.check_writable()
-    assert storage.list() == []
-
-
-def test_a_put_whose_reply_was_lost_still_knows_that_it_won(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storage = open_storage(f"s3://{bucket}/lost-reply")
-    client = storage._client  # type: ignore[attr-defined]
-    put = client.put_object
-
-    def put_twice(**request: Any) -> Any:
-        put(**request)
-        return put(**request)
-
-    monkeypatch.setattr(client, "put_object", put_twice)
-    assert storage.put_new("a", b"x")
-    monkeypatch.undo()
-    assert not storage.put_new("a", b"y")
-
-
 @pytest.mark.parametrize("root", ["", "  ", "s3://", "s3:///a", "gs://bucket/a", "file:///tmp/a"])
 def test_a_root_of_an_unknown_kind_is_refused(root: str) -> None:
     with pytest.raises(UserError, match=r"s3://BUCKET/PREFIX"):
@@ -335,20 +183,3 @@ def test_durable_puts_reach_the_disk_value_before_name_and_name_before_the_answe
     assert order == ["value", "name", "folder"]
     open_storage(str(tmp_path), durable=False).put_new("a/c", b"x")
     assert order == ["value", "name", "folder", "name"]
-
-
-def test_a_store_that_is_away_is_said_to_be_away_and_worth_another_try(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name, value in {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    away = open_storage("s3://bucket/runs")
-    with pytest.raises(UserError, match="Can't use s3://bucket/runs") as error:
-        read_trained(away, "0123456789abcdef")
-    assert isinstance(error.value, OSError)

@@ -1,5 +1,7 @@
 """A trial that trains in seconds: used by several tests and by the processes that they start."""
 
+from typing import Any
+
 from s3ta.settings import (
     AttackSettings,
     AttentionSettings,
@@ -12,7 +14,7 @@ from s3ta.settings import (
     VisionSettings,
 )
 from s3ta_platform.jobs import EvaluateJob, TrainJob
-from s3ta_platform.schema import DataSettings, EvaluateSettings
+from s3ta_platform.schema import ClusterSettings, DataSettings, EvaluateSettings
 from s3ta_platform.storage import open_storage
 from s3ta_platform.trials import read_trained
 
@@ -74,8 +76,21 @@ def train_job(root: str, epochs: int = 4) -> TrainJob:
     )
 
 
-def evaluate_job(root: str, shard_images: int = 16, images: int = 44) -> EvaluateJob:
-    """44 test images in tiles of 16, so that shards have ragged tails."""
+READINGS = [5, 16, 20]
+"""Two trajectories: 5 steps, and 20."""
+
+
+def evaluate_job(
+    root: str,
+    shard_images: int = 16,
+    images: int = 44,
+    cluster: ClusterSettings | None = None,
+    **evaluate: Any,
+) -> EvaluateJob:
+    """44 test images in tiles of 8, so that shards have ragged tails.
+
+    `shard_images`, a multiple of 8, is what a shard of 20 steps has.
+    """
     trained = read_trained(open_storage(root), KEY)
     assert trained is not None
     return EvaluateJob(
@@ -87,14 +102,17 @@ def evaluate_job(root: str, shard_images: int = 16, images: int = 44) -> Evaluat
         test_digest="test",
         classes=10,
         evaluate=EvaluateSettings(
-            attacks={"pgd": AttackSettings(epsilon_255=25.5, readings=[5, 16, 20])},
+            attacks=evaluate.pop("attacks", None)
+            or {"pgd": AttackSettings(epsilon_255=25.5, readings=READINGS)},
             images=images,
-            tile=16,
-            shard_images=shard_images,
+            tile=8,
+            shard_steps=shard_images * 20,
             gallery_images=2,
+            **evaluate,
         ),
         root=root,
         threads=1,
         device="cpu",
         device_class="cpu-1",
+        cluster=cluster or ClusterSettings(),
     )

@@ -2,15 +2,26 @@
 float32 products, so they are the same bits on every processor."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from s3ta.batch import Batch
 from s3ta.draws import Key, Purpose
-from s3ta.evaluation import Batch
+from s3ta.engine import Engine, make_engine
 from s3ta.model import S3TA, PlainResNet, build
-from s3ta.settings import AttentionSettings, Block, ModelSettings, VisionSettings
+from s3ta.settings import (
+    AttackSettings,
+    AttentionSettings,
+    Block,
+    EngineSettings,
+    ModelSettings,
+    VisionSettings,
+)
+from s3ta.tally import Rows
+from s3ta.trajectory import Trajectory, trajectories
 
 CENTRE_AND_HALF = {"running_mean": (0.0, 0.3), "running_var": (1.0, 0.5)}
 
@@ -27,7 +38,10 @@ def tiny_settings() -> Callable[..., ModelSettings]:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., PlainResNet | S3TA]:
-    """(unroll, classes=5, seed=0): S3TA, or with unroll None a ResNet; predictions vary."""
+    """(unroll, classes=5, seed=0, channels=1, block=basic): S3TA, or with unroll None a ResNet.
+
+    Neither its predictions nor the statistics of its BatchNorms are trivial.
+    """
     return _model
 
 
@@ -37,12 +51,35 @@ def tiny_batch() -> Callable[..., Batch]:
     return _batch
 
 
+@pytest.fixture(scope="session")
+def tiny_engine() -> Callable[..., Engine]:
+    """(unroll, tile=32, settings of the engine): the model of `tiny_model` for `tiny_batch`."""
+    return _engine
+
+
+@pytest.fixture(scope="session")
+def trajectory() -> Callable[..., Trajectory]:
+    """(*readings, settings of the attack): the one run that it consists of."""
+    return _trajectory
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[[Rows, Rows], None]:
+    """Rows or saved states: the same columns with the same bits."""
+    return _assert_same
+
+
 # Sizes are multiples of 4: see test_evaluation on what places in a tile have to do with it.
 
 
-def _settings(unroll: int | None = None, channels: int = 1, scaled: bool = False) -> ModelSettings:
+def _settings(
+    unroll: int | None = None,
+    channels: int = 1,
+    scaled: bool = False,
+    block: Block = Block.basic,
+) -> ModelSettings:
     vision = VisionSettings(
-        block=Block.basic,
+        block=block,
         depths=[1, 1],
         widths=[8, 12],
         strides=[1, 2],
@@ -70,9 +107,13 @@ def _settings(unroll: int | None = None, channels: int = 1, scaled: bool = False
 
 
 def _model(
-    unroll: int | None = None, classes: int = 5, seed: int = 0, channels: int = 1
+    unroll: int | None = None,
+    classes: int = 5,
+    seed: int = 0,
+    channels: int = 1,
+    block: Block = Block.basic,
 ) -> PlainResNet | S3TA:
-    model = build(_settings(unroll, channels), classes, seed=0)
+    model = build(_settings(unroll, channels, block=block), classes, seed=0)
     with torch.no_grad():
         for index, (name, values) in enumerate(model.state_dict().items()):
             if values.is_floating_point():
@@ -109,3 +150,20 @@ def _batch(
     return Batch(
         images_BCHW=pixels.astype(np.uint8), labels_B=labels.astype(np.int64), image_ids_B=ids
     )
+
+
+def _engine(unroll: int | None = None, tile: int = 32, **settings: Any) -> Engine:
+    return make_engine(_model(unroll), EngineSettings(**settings), (1, 6, 6), tile)
+
+
+def _trajectory(*readings: int, **attack: Any) -> Trajectory:
+    (run,) = trajectories(AttackSettings(readings=list(readings), **attack))
+    return run
+
+
+def _assert_same(a: Rows, b: Rows) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        assert a[name].shape == b[name].shape, name
+        assert a[name].tobytes() == b[name].tobytes(), name

@@ -76,6 +76,7 @@ def test_purposes_keep_their_numbers() -> None:
         "EVAL_TARGET": 7,
         "EVAL_NOISE": 8,
         "WEIGHTS": 9,
+        "PROBE": 10,
     }
 
 

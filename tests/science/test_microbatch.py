@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from s3ta.batch import Batch
 from s3ta.draws import Key, Purpose
-from s3ta.evaluation import Batch
 from s3ta.model import S3TA
 from s3ta.settings import Augmentation, Goal, TrainAttackSettings, TrainSettings
 from s3ta.training import Moment, attack_microbatch

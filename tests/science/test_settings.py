@@ -13,6 +13,9 @@ from s3ta.settings import (
     AttackSettings,
     AttentionSettings,
     Block,
+    Goal,
+    Loss,
+    Mode,
     ModelSettings,
     TrainAttackSettings,
     TrainSettings,
@@ -49,6 +52,35 @@ NAN = float("nan")
         ),
         (ModelSettings, {"mean": [0.5]}, "model.mean and model.std", "[0.5]", "one number each"),
         (ModelSettings, {"std": [0.1, 0.0, 0.1]}, "model.std", "0.0", "positive"),
+        (
+            ModelSettings,
+            {"factory": "mine"},
+            "model.factory",
+            "'mine'",
+            "package.module:function",
+        ),
+        (
+            ModelSettings,
+            {"factory": ":build"},
+            "model.factory",
+            "':build'",
+            "package.module:function",
+        ),
+        (
+            ModelSettings,
+            {"factory": "mine:build", "attention": AttentionSettings()},
+            "model.attention",
+            "set",
+            "absent where model.factory",
+        ),
+        (
+            ModelSettings,
+            {"factory": "mine:build", "input_range": [255, 0]},
+            "model.input_range",
+            "[255, 0]",
+            "two finite numbers",
+        ),
+        (ModelSettings, {"input_range": [0, 255]}, "model.input_range", "[0, 255]", "unless"),
         (AttackSettings, {"epsilon_255": 0}, "attack.epsilon_255", "0", "above 0 and at most 255"),
         (AttackSettings, {"epsilon_255": NAN}, "attack.epsilon_255", "nan", "above 0"),
         (AttackSettings, {"readings": []}, "attack.readings", "[]", "at least 1"),
@@ -112,7 +144,10 @@ def test_models_and_attacks_have_the_names_that_tables_show() -> None:
     assert ModelSettings(attention=AttentionSettings(), unroll=16).name == "S3TA-16"
     small = VisionSettings(block=Block.basic, depths=[2, 2, 2, 2])
     assert ModelSettings(vision=small).name == "ResNet-18"
+    assert ModelSettings(factory="mine.models:build").name == "build"
     assert AttackSettings(epsilon_255=25.5).name == "pgd_targeted_eps25.5"
+    cheap = AttackSettings(goal=Goal.untargeted, loss=Loss.margin, mode=Mode.until_success)
+    assert cheap.name == "pgd_untargeted_margin_until_success_eps16"
 
 
 def test_settings_import_no_torch() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from s3ta.settings import AttackSettings, Goal, Loss, TrainAttackSettings
+from s3ta.settings import AttackSettings, Goal, Loss, Mode, TrainAttackSettings
 from s3ta.trajectory import step_size, training_trajectory, trajectories
 
 
@@ -49,6 +49,12 @@ def test_a_trajectory_keeps_goal_and_loss_of_the_attack() -> None:
         AttackSettings(goal=Goal.untargeted, loss=Loss.margin, epsilon_255=4, readings=[200])
     )
     assert (run.goal, run.loss, run.epsilon) == (Goal.untargeted, Loss.margin, 4 / 255)
+
+
+@pytest.mark.parametrize(("mode", "stops"), [(Mode.full, False), (Mode.until_success, True)])
+def test_all_runs_of_an_attack_stop_at_success_or_none(mode: Mode, stops: bool) -> None:
+    runs = trajectories(AttackSettings(readings=[10, 100], mode=mode))
+    assert [r.until_success for r in runs] == [stops, stops]
 
 
 def test_the_training_attack_takes_its_steps_with_cross_entropy_and_reads_nothing() -> None:
