@@ -99,11 +99,11 @@ def test_killed_on_ray_and_started_again_it_ends_with_the_inline_rows(tmp_path: 
     assert addresses
 
     kept = {f: f.stat().st_mtime_ns for f in (killed / "r" / "evaluations").glob("*.parquet")}
-    assert 0 < len(kept) < 12, "the driver was killed half-way"
+    assert 0 < len(kept) < 8, "the driver was killed half-way"
     finish(start(killed))
     assert {f: f.stat().st_mtime_ns for f in kept} == kept, "what was done is not done again"
     assert rows(killed) == rows(plain)
-    assert len(rows(plain)) == 2 * 2 * 3
+    assert len(rows(plain)) == 2 * (3 + 1)
 
 
 def test_more_workers_than_cpus_are_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -130,4 +130,4 @@ def test_a_trial_that_fails_is_named_with_its_error_and_does_not_end_the_sweep(
     assert "File " not in words
     assert "What Ray and the libraries said" in words
     assert words.count("failed:") == 1
-    assert len(rows(tmp_path)) == 6, "the other trial is complete"
+    assert len(rows(tmp_path)) == 4, "the other trial is complete"
