@@ -1,18 +1,28 @@
 # make quickstart   sets everything up, then runs the main job
 # make test         sets everything up, then passes the tests
+# make test-sweeps  whole sweeps on Ray, killed and started again: minutes
+# make test-faults  kills workers and drivers, fills disks, damages files: minutes, on 2 cores
 # PIP_ARGS passes options to pip, such as an index with CPU builds of torch.
 
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
+BENCH := .venv-bench/bin
+BENCH_ARGS ?=
 
-.PHONY: quickstart test check ui clean
+.PHONY: quickstart test test-sweeps test-faults check ui bench-attack bench-fanout clean
 
 quickstart: .venv/run.done
 	$(BIN)/s3ta run experiments/quickstart.yaml
 
 test: .venv/dev.done
 	$(BIN)/python -m pytest
+
+test-sweeps: .venv/dev.done
+	$(BIN)/python -m pytest -m sweeps
+
+test-faults: .venv/dev.done
+	$(BIN)/python -m pytest -m faults tests/faults --durations=20
 
 check: .venv/dev.done
 	$(BIN)/ruff format --check .
@@ -23,8 +33,16 @@ check: .venv/dev.done
 ui: .venv/run.done
 	$(BIN)/s3ta ui
 
+# How fast attacks are beside other tools; BENCH_ARGS="--quick" only sees that it works.
+bench-attack: .venv-bench/done
+	$(BENCH)/python tests/benchmarks/bench_attack.py $(BENCH_ARGS)
+
+# What the fan-out costs beside the work.
+bench-fanout: .venv/dev.done
+	$(BIN)/python tests/benchmarks/bench_fanout.py $(BENCH_ARGS)
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-bench build *.egg-info
 
 .venv/run.done: constraints.txt pyproject.toml
 	sh infra/check-python.sh $(PYTHON)
@@ -35,4 +53,15 @@ clean:
 
 .venv/dev.done: .venv/run.done
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Sees all that .venv holds, and has the other tools beside it; their old pins are left out.
+.venv-bench/done: .venv/run.done
+	$(BIN)/python -m venv --clear .venv-bench
+	$(BENCH)/python -m pip install --quiet $(PIP_ARGS) --no-deps \
+		torchattacks==3.5.1 foolbox==3.3.4 eagerpy==0.30.0
+	$(BIN)/python -c "import sysconfig as s; \
+		print('import site; site.addsitedir(%r)' % s.get_path('purelib'))" \
+		> .venv-bench/s3ta.pth
+	mv .venv-bench/s3ta.pth .venv-bench/lib/python3*/site-packages/
 	touch $@

@@ -15,7 +15,14 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 
 from s3ta_platform.drawing import RULE, STYLE, Drawing, Sheet, cut, look
 from s3ta_platform.results import Array, TrialResult
-from s3ta_platform.tables import Reading, Share, Summary, attack_title, has_own_step_size
+from s3ta_platform.tables import (
+    Reading,
+    Share,
+    Summary,
+    attack_title,
+    has_own_step_size,
+    until_success,
+)
 
 LEADERS = 8
 """With more lines than this, lines from their ends to their names would only cross one another."""
@@ -23,6 +30,7 @@ LEADERS = 8
 
 def accuracy_against_steps(summaries: Sequence[Summary], attack: str) -> Drawing:
     """Top-1 at each reading of one attack, clean accuracy at the left (Figures 3 and 4)."""
+    still = "right at every step so far" if until_success(attack) else "still classified right"
     return _against_steps(
         summaries,
         attack,
@@ -30,8 +38,8 @@ def accuracy_against_steps(summaries: Sequence[Summary], attack: str) -> Drawing
         start=lambda summary: summary.nominal,
         name="accuracy_against_steps",
         words=("Accuracy against attack steps", "Top-1 accuracy (%)"),
-        caption="Share of images still classified right (top-1), by the number of attack steps; "
-        "“clean” is the accuracy without an attack.",
+        caption=f"Share of images {still} (top-1), by the number of attack steps; “clean” is "
+        " the accuracy without an attack.",
     )
 
 
@@ -66,7 +74,7 @@ def _against_steps(
 ) -> Drawing:
     readings = [[r for r in s.readings if r.attack == attack and r.steps > 0] for s in summaries]
     steps = sorted({r.steps for of_one in readings for r in of_one})
-    totals = sorted({r.top1.total for of_one in readings for r in of_one})
+    totals = sorted({max(r.top1.total, r.success.total) for of_one in readings for r in of_one})
     sheet, axes = _line_sheet([s.name for s in summaries])
     hollow = [n for n in steps if has_own_step_size(attack, n)]
     subtitle = f"{attack_title(attack)}; {_images(totals)}; bars: 95 % intervals"

@@ -86,4 +86,6 @@ class Progress:
         step = self.strongest.trajectory.readings[-1]
         correct, n = self.tally.correct.get(step, 0), self.tally.images
         low, high = wilson(correct, n)
-        return f"{shards}, top-1@{step} {correct / n:.1%} [{low:.1%}, {high:.1%}] on {n}"
+        return (
+            f"{shards}, top-1@{step} {correct / n:.1%} [{low:.1%}, {high:.1%} pointwise] on {n:,}"
+        )

@@ -30,8 +30,9 @@ def _stopped(trial: TrialResult) -> str:
     n = pc.count_distinct(trial.rows["image_id"]).as_py()
     return (
         f"{trial.name} was stopped early, after {n:,} of {trial.planned:,} images, as "
-        f"evaluate.stop_when asks: every 95 % interval is at most {100 * trial.halfwidth:g} "
-        f"points to each side, for the {trial.planned:,} images as a whole."
+        "evaluate.stop_when asks: every 95 % interval of top-1 under attack and of targeted "
+        f"success is at most {100 * trial.halfwidth:g} points to each side, for the "
+        f"{trial.planned:,} images as a whole."
     )
 
 

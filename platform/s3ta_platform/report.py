@@ -4,6 +4,7 @@ import base64
 import json
 import os
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ def _number_figures(sweep: SweepResult, summaries: Sequence[Summary]) -> list[Dr
     against = [
         draw(summaries, attack)
         for attack in attacks
-        for draw in (accuracy_against_steps, success_against_steps)
+        for draw, measure in (
+            (accuracy_against_steps, attrgetter("top1")),
+            (success_against_steps, attrgetter("success")),
+        )
+        if any(measure(r).total for s in summaries for r in s.readings if r.attack == attack)
     ]
     curves = learning_curves(sweep.trials)
     return [*against, *([curves] if curves else [])]

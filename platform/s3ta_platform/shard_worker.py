@@ -47,7 +47,7 @@ class Worker:
         plain_storage = open_storage(job.root)
         self.job = job
         self.storage = patient(plain_storage, cluster.store_patience_s, log.warning, pulse.beat)
-        # No lease and no saved state is worth a pause, nor an fsync.
+        # No lease is worth a pause or an fsync, nor is saving a state; but one that is there is.
         unhurried = open_storage(job.root, durable=False)
         self.leases = Leases(unhurried, owner, cluster.lease_s)
         self.snapshots = Snapshots(unhurried, cluster.snapshot_budget_mb * 10**6, log.warning)
@@ -105,7 +105,7 @@ class Worker:
 
     def _restore(self, run: AttackRun, work: Shard) -> None:
         """Go on where a lost worker was. The key names model, attack, images, tile and device."""
-        saved = self.snapshots.latest(work.key)
+        saved = Snapshots(self.storage, 0, log.warning).latest(work.key)
         if saved is None:
             return
         step, arrays, about = saved

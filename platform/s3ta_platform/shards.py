@@ -58,6 +58,9 @@ class Portraits:
     def name(self) -> str:
         return f"galleries/{self.key}.safetensors"
 
+    def __str__(self) -> str:
+        return f"gallery {self.key}: {self.attack}, {self.trajectory.steps} steps"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quarantine:

@@ -6,6 +6,7 @@ back before the second are asked for.
 """
 
 import itertools
+import logging
 import os
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 from ray import tune
 from ray.exceptions import RayError
@@ -27,7 +29,10 @@ from s3ta_platform.leftovers import remove_orphans
 from s3ta_platform.plan import TrialPlan, require_room
 from s3ta_platform.ray_backend import OnRay, Post, open_mailbox
 from s3ta_platform.schema import ClusterSettings
+from s3ta_platform.tickets import shown
 from s3ta_platform.trial import run_trial
+
+log = logging.getLogger("ray.s3ta")  # ends up in the run's log file
 
 POLL_S = 0.5
 ORPHANS_EVERY = 10
@@ -64,19 +69,35 @@ def _tune(
         ),
         param_space={"key": tune.grid_search(list(plans))},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
-        run_config=tune.RunConfig(name="sweep", storage_path=scratch, verbose=0),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=scratch,
+            verbose=0,
+            # A trial whose process dies begins again, and goes on from what is stored.
+            failure_config=tune.FailureConfig(max_failures=settings.attempts - 1),
+        ),
     ).fit()
     failed = {}
     for i in range(len(results)):
-        if (error := results[i].error) is not None and (config := results[i].config) is not None:
-            failed[config["key"]] = _words(error)
+        if (config := results[i].config) is not None and (words := _why_failed(results[i])):
+            failed[config["key"]] = words
     return failed
 
 
+def _why_failed(result: tune.Result) -> str:
+    """Empty for a trial that is complete."""
+    return _words(result.error) if result.error else str((result.metrics or {}).get("error", ""))
+
+
 def _trial(config: dict[str, Any], plans: dict[str, TrialPlan], backend: OnRay, emit: Emit) -> None:
-    """One trial, in a process of its own."""
-    run_trial(plans[config["key"]], backend, emit)
-    tune.report({"complete": 1})
+    """One trial, in a process of its own. Its error is reported: raised, it would be retried."""
+    try:
+        run_trial(plans[config["key"]], backend, emit)
+    except Exception as error:
+        log.exception("trial %s", config["key"])
+        tune.report({"error": _words(error)})
+    else:
+        tune.report({"complete": 1})
 
 
 @contextmanager
@@ -88,10 +109,13 @@ def _delivered(emit: Emit) -> Iterator[Post]:
         for poll in itertools.count(1):
             if stop.wait(POLL_S):
                 return
-            for event in ray.get(mailbox.take.remote()):
-                emit(event)
-            if poll % ORPHANS_EVERY == 0:
-                remove_orphans()
+            try:
+                for event in ray.get(mailbox.take.remote()):
+                    emit(event)
+                if poll % ORPHANS_EVERY == 0:
+                    remove_orphans()
+            except (RayError, grpc.RpcError) as error:  # its process died, or Ray is busy
+                log.info("no news from the trials just now: %s", shown(error))
 
     thread = threading.Thread(target=deliver, name="events", daemon=True)
     thread.start()
@@ -120,4 +144,4 @@ def _words(error: BaseException) -> str:
         cause = inner
     if isinstance(cause, ours):
         return str(cause)
-    return " ".join(f"{type(cause).__name__}: {cause}".split())[-500:]
+    return shown(f"{type(cause).__name__}: {cause}")

@@ -78,7 +78,7 @@ def wait_for(folder: Path, pattern: str, process: "subprocess.Popen[str]") -> se
     return addresses
 
 
-@pytest.mark.slow
+@pytest.mark.sweeps
 def test_killed_on_ray_and_started_again_it_ends_with_the_inline_rows(tmp_path: Path) -> None:
     plain, killed = tmp_path / "plain", tmp_path / "killed"
     plain.mkdir()
@@ -115,7 +115,7 @@ def test_more_workers_than_cpus_are_refused_before_anything_starts(tmp_path: Pat
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.sweeps
 def test_a_trial_that_fails_is_named_with_its_error_and_does_not_end_the_sweep(
     tmp_path: Path,
 ) -> None:

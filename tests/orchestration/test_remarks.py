@@ -2,6 +2,7 @@
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from s3ta.statistics import wilson
 from s3ta_platform.remarks import agreement, remarks
+from s3ta_platform.report import write_report
 from s3ta_platform.results import SweepResult, TrialResult
 from s3ta_platform.tables import csv_text, summarise, terminal_table
 
@@ -118,3 +120,12 @@ def test_until_success_gives_only_the_measure_of_its_own_goal(targeted: bool) ->
     assert "PGD until success, ε = 16/255" in text
     measures = {line["measure"] for line in csv.DictReader(io.StringIO(shown_csv(one)))}
     assert measures == {"nominal", "success"} | ({"top1"} - ({"top1"} if targeted else set()))
+
+
+def test_a_measure_that_is_not_known_has_no_figure(tmp_path: Path) -> None:
+    one = trial(rows("pgd_targeted_until_success_eps16"))
+    sweep = SweepResult(name="n", title="t", claim="", class_names=(), images=200, trials=[one])
+    page = write_report(sweep, tmp_path).read_text()
+    names = {file.name for file in (tmp_path / "figures").glob("*.png")}
+    assert names == {"success_against_steps-pgd_targeted_until_success_eps16.png"}
+    assert "happened at any step" in page

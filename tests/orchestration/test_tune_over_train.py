@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.sweeps
 
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).with_name("toy_sweep.py")

@@ -14,7 +14,7 @@ from s3ta.batch import Batch, Conditions, draw_targets, to_unit
 from s3ta.draws import Key, Purpose
 from s3ta.engine import Engine
 from s3ta.evaluation import AttackRun, attack_images
-from s3ta.hits import NEVER
+from s3ta.hits import NEVER, Hits
 from s3ta.settings import Dtype, EngineSettings, Goal, Loss
 from s3ta.tally import Rows
 from s3ta.trajectory import Trajectory
@@ -176,6 +176,18 @@ def test_a_later_claim_does_not_replace_what_the_model_saw_at_a_reading() -> Non
     rows = _one_pixel_rows(0.5, 0, 2, 4, 7, 10, shift=-2)
     assert rows["first_error_step"].tolist() == [4, 4, 4]
     assert rows["first_target_step"].tolist() == [-1, 7, 7]
+
+
+def test_point_and_prediction_of_a_claim_are_those_of_its_first_step() -> None:
+    hits = Hits(torch.zeros(3, 1, 1, 1))
+    for step, hit, predictions in ((1, [1, 0, 0], [5, 6, 7]), (2, [1, 1, 0], [8, 9, 7])):
+        steps_B = torch.full((3,), step, dtype=torch.int32)
+        points = torch.full((3, 1, 1, 1), float(step))
+        hits.note(torch.tensor(hit).bool(), torch.tensor(predictions), steps_B, points)
+    assert hits.step_B.tolist() == [1, 2, NEVER]
+    assert hits.points.flatten().tolist() == [1, 2, 0]
+    assert hits.predictions_B.tolist() == [5, 9, 0]
+    assert hits.first_B.tolist() == [NEVER] * 3  # the judge was not asked yet
 
 
 @pytest.mark.usefixtures("no_noise")
