@@ -36,11 +36,11 @@ def test_a_killed_driver_started_again_does_only_what_is_missing(
         first.until(lambda: len(stored(root)) >= 2 and working(root))
         first.kill()
         assert first.process.returncode == -SIGKILL
+        kept = stored(root)
+        assert 2 <= len(kept) < SHARDS, "it was killed half-way"
+        with ended(Run(file, root, NO_GALLERY, SHAKY_LOG=steps)) as second:
+            printed = second.finish()
         first.expect_gone()
-    kept = stored(root)
-    assert 2 <= len(kept) < SHARDS, "it was killed half-way"
-    with ended(Run(file, root, NO_GALLERY, SHAKY_LOG=steps)) as second:
-        printed = second.finish()
     assert "drill" in printed
     assert {key: stored(root)[key] for key in kept} == kept
     computed = steps_by_process(steps)
@@ -79,7 +79,7 @@ def test_two_drivers_at_once_share_the_work(
     ]
 
     def driver() -> Run:
-        return Run(file, root, *settings, SHAKY_PACE_S=0.05, SHAKY_LOG=steps)
+        return Run(file, root, *settings, SHAKY_PACE_S=0.03, SHAKY_LOG=steps)
 
     with ended(driver()) as one, ended(driver()) as other:
         one.until(lambda: len(working(root)) >= 3)
