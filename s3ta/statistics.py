@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 Z_95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
+STOP_MINIMUM = 1000
+STOP_EVERY = 100
+"""Images between two looks at whether an evaluation may stop."""
 
 
 def wilson(successes: int, total: int, population: int | None = None) -> tuple[float, float]:
@@ -38,8 +41,8 @@ def stopping_point(
     correct_NR: npt.NDArray[np.bool_],
     population: int,
     halfwidth: float,
-    minimum: int = 1000,
-    every: int = 100,
+    minimum: int = STOP_MINIMUM,
+    every: int = STOP_EVERY,
 ) -> int | None:
     """The fewest images after which every reading's interval is at most `halfwidth` to each side.
 

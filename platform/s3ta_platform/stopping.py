@@ -9,13 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from s3ta.statistics import stopping_point
+from s3ta.statistics import STOP_EVERY, stopping_point
 from s3ta.tally import Array
 from s3ta.trajectory import Trajectory
 from s3ta_platform.shards import Shard
-
-MINIMUM = 1000
-EVERY = 100
 
 Columns = Mapping[str, Array]
 Outcomes = npt.NDArray[np.bool_]
@@ -49,13 +46,11 @@ class Stopping:
 
     def _look(self) -> None:
         n = min(len(seen) for seen in self.prefix.values())
-        if self.point is not None or n // EVERY == self.looked // EVERY:
+        if self.point is not None or n // STOP_EVERY == self.looked // STOP_EVERY:
             return
         self.looked = n
         seen_NR = np.concatenate([seen[:n] for seen in self.prefix.values()], axis=1)
-        self.point = stopping_point(
-            seen_NR, self.images, self.halfwidth, minimum=MINIMUM, every=EVERY
-        )
+        self.point = stopping_point(seen_NR, self.images, self.halfwidth)
 
 
 def outcomes(shard: Shard, columns: Columns) -> Outcomes:

@@ -287,3 +287,33 @@ def test_a_faster_copy_claims_only_steps_at_which_the_model_agrees(
     assert (claimed_N[first_N != NEVER] >= first_N[first_N != NEVER]).all()
     assert (claimed_N == first_N).mean() >= 0.95
     assert (first_N > 0).sum() >= 5
+
+
+class _Hasty(_OnePixel):
+    """Sees the error three steps too early, and so the target one step too late."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + torch.tensor([0.0, 4.0, 0.0]) / 16
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_an_image_at_its_target_is_wrong_though_an_earlier_error_was_refuted() -> None:
+    trajectory = Trajectory(
+        goal=Goal.random_target,
+        loss=Loss.cross_entropy,
+        epsilon=0.25,
+        step_size=1 / 64,
+        steps=10,
+        readings=(10,),
+    )
+    batch = Batch(
+        images_BCHW=np.full((1, 1, 1, 1), 0.5, np.float32),
+        labels_B=np.array([0]),
+        image_ids_B=np.array([7]),
+    )
+    engine = Engine(_OnePixel(), _Hasty(), PLAIN, folded=False)
+    run = AttackRun(engine, batch, trajectory, Conditions(classes=3, seed=0, tile=2))
+    run.targets_N[:] = 2
+    rows = run.run()
+    assert rows["first_target_step"].tolist() == [7]
+    assert rows["first_error_step"].tolist() == [7]
