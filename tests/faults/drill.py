@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import psutil
 import pyarrow as pa
+from waiting import until
 
 from s3ta_platform.compose import compose
 from s3ta_platform.jobs import EvaluateJob
@@ -49,15 +50,6 @@ TWO_ATTACKS = EXPERIMENT.replace(
 )
 STEPS = 100
 """Of every attack here; eight images at a time."""
-
-
-def until(condition: Callable[[], T], seconds: float = 120) -> T:
-    """What the condition gives as soon as that is not empty."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-    return found
 
 
 class Run:

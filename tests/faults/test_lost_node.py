@@ -8,12 +8,13 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
-from drill import expect_same, final_rows, planned, snapshots, until, working
+from drill import expect_same, final_rows, planned, snapshots, working
 from ray._private.authentication.authentication_token_setup import (
     enable_token_auth_by_default,
     ensure_token_if_auth_enabled,
 )
 from ray.cluster_utils import Cluster
+from waiting import until
 
 from s3ta_platform.cluster import local_cluster
 from s3ta_platform.evaluate import evaluate
@@ -57,6 +58,6 @@ def test_the_work_of_a_lost_node_is_done_by_another(
         cluster.remove_node(leaves, allow_graceful=False)
         (tmp_path / "calm").touch()
         done.result(timeout=120)
-        assert alive() == ([], [])
+        until(lambda: alive() == ([], []), 10)  # Ray books a death a moment later
     until(lambda: not psutil.pid_exists(victim))
     expect_same(final_rows(file, tmp_path, *settings), reference)

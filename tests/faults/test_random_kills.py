@@ -19,9 +19,9 @@ from drill import (
     stop,
     stored,
     title,
-    until,
     working,
 )
+from waiting import until
 
 pytestmark = pytest.mark.faults
 
