@@ -100,6 +100,8 @@ class Snapshots:
         """Delete all states of a key: its result is stored. Never raises; see keys()."""
         with suppress(OSError, UserError):
             self._delete(key, self.steps(key))
+            # What a killed worker was writing: nobody needs a state of this key any more.
+            self._storage.clear_temporaries(f"{FOLDER}/{key}/", older_than_s=0)
 
     def keys(self) -> list[str]:
         """All that have a state: what `clear` missed, or died before, is left to the driver."""

@@ -300,6 +300,11 @@ def test_a_killed_save_leaves_the_state_before_and_its_remains_are_cleared(local
     os.utime(left, (0, 0))
     snapshots.save("another", 2, {}, {})
     assert not left.exists()
+    left.touch()
+    snapshots.clear("another")
+    assert left.exists()
+    snapshots.clear(KEY)  # its result is stored: nobody needs what is written there
+    assert not left.parent.exists()
 
 
 def test_saving_states_imports_no_torch() -> None:
