@@ -26,6 +26,8 @@ class Purpose(IntEnum):
     EVAL_NOISE = 8
     WEIGHTS = 9  # of models in tests, whose golden numbers hold on every processor
     PROBE = 10  # images that a model is checked with before it is attacked
+    SPSA = 20
+    SQUARE = 21
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,12 @@ class Key:
     epoch: int = 0
     step: int = 0
 
-    def bits(self, image_id: int, count: int) -> npt.NDArray[np.uint64]:
-        """`count` independent 64-bit words for one image."""
+    def bits(self, image_id: int, count: int, skip: int = 0) -> npt.NDArray[np.uint64]:
+        """`count` independent 64-bit words for one image, after the first 4 `skip` ones."""
         # The counter's lowest word numbers the blocks of one stream; the other three name it.
         stream = np.random.Philox(
             key=np.array([self.seed, int(self.purpose)], dtype=np.uint64),
-            counter=np.array([0, self.step, self.epoch, image_id], dtype=np.uint64),
+            counter=np.array([skip, self.step, self.epoch, image_id], dtype=np.uint64),
         )
         return stream.random_raw(count)
 

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from s3ta.draws import Key, Purpose
 from s3ta.errors import UserError
+from s3ta.model import Trace
 from s3ta.settings import Dtype, EngineSettings
 
 FOLDED_AGREES = 1e-3
@@ -48,6 +49,25 @@ class Engine:
         bf16 = self.settings.dtype is Dtype.bfloat16
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=bf16):
             return self.fast(images).float()
+
+    @property
+    def unroll(self) -> int:
+        """Glances of the deployed model; UserError if it takes none."""
+        unroll = getattr(self.judge, "unroll", None)
+        if not isinstance(unroll, int) or not hasattr(self.fast, "trace"):
+            raise UserError(
+                "This attack goes through a recurrent model's glances (attack.through, "
+                "attack.unroll), and the model takes none: it must be an S3TA. Leave out the "
+                "attack, or set attack.through=answer and attack.unroll=null."
+            )
+        return unroll
+
+    def trace(self, images: Tensor, unroll: int) -> Trace:
+        """The fast copy's float32 logits and maps after each of so many glances."""
+        bf16 = self.settings.dtype is Dtype.bfloat16
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=bf16):
+            trace = self.fast.trace(images, unroll)  # type: ignore[attr-defined]
+        return Trace(trace.logits_BTC.float(), trace.maps_BTQHW.float())
 
     @torch.no_grad()
     def judged(self, images: Tensor) -> Tensor:

@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s3ta.attacks import PGD
-from s3ta.batch import Batch, Conditions, draw_targets, to_unit
-from s3ta.draws import Key, Purpose
+from s3ta.batch import Batch, Conditions, to_unit
 from s3ta.engine import Engine
 from s3ta.hits import NEVER, Hits, Mask
-from s3ta.objective import attack_loss, margin
-from s3ta.records import NO_TARGET, Records, Steps
-from s3ta.settings import Goal
+from s3ta.objective import margin
+from s3ta.records import Records, Steps
 from s3ta.tally import Array, Rows
+from s3ta.targets import targets_of
+from s3ta.tile import Tile
 from s3ta.trajectory import Trajectory
 
 EMPTY = -1
@@ -58,13 +57,9 @@ class AttackRun:
             raise ValueError("there are no images to attack: give at least one")
         self.engine, self.batch, self.trajectory = engine, batch, trajectory
         self.conditions, tile = conditions, conditions.tile
-        self.targeted = trajectory.goal is Goal.random_target
-        self.targets_N = (
-            draw_targets(batch, conditions.seed, conditions.classes)
-            if self.targeted
-            else np.full(len(batch), NO_TARGET, np.int64)
-        )
-        self.records = Records(batch, self.targets_N, trajectory)
+        self.targeted = trajectory.goal.targeted
+        self.targets = targets_of(batch, trajectory, conditions)
+        self.records = Records(batch, self.targets.targets_N, trajectory)
         self.attacked_NCHW = (
             np.zeros(batch.images_BCHW.shape, np.float32) if keep_attacked else None
         )
@@ -73,9 +68,8 @@ class AttackRun:
         """The place in the batch of the image in each slot."""
         self.steps_B = np.zeros(tile, np.int32)
         self.tick = self.next = 0
-        blank = torch.zeros((tile, *batch.images_BCHW.shape[1:]), device=engine.device)
-        self.attacked = blank.to(memory_format=engine.memory)
-        self.error, self.target = Hits(self.attacked), Hits(self.attacked)
+        self.tile = Tile(engine, trajectory, conditions, batch.images_BCHW.shape[1:])
+        self.error, self.target = Hits(self.tile.points), Hits(self.tile.points)
         self._take_images()
 
     @property
@@ -105,13 +99,14 @@ class AttackRun:
                 on_step(self)
 
     def _judge_clean_images(self) -> None:
+        trajectory = self.trajectory
         for start in range(0, len(self.batch), self.conditions.tile):
             part = self.batch.part(start, start + self.conditions.tile)
             images = to_unit(part.images_BCHW, self.engine.device)
-            predictions_B = self.engine.judged(self._padded(images)).argmax(dim=1)
-            self.records.clean_N[start : start + len(part)] = (
-                predictions_B[: len(part)].cpu().numpy()
-            )
+            logits_BC = self.engine.judged(self._padded(images))[: len(part)]
+            clean_B = logits_BC.argmax(dim=1).cpu().numpy()
+            self.records.clean_N[start : start + len(part)] = clean_B
+            self.targets.of_clean(trajectory.goal, trajectory.rank, start, logits_BC, part)
 
     def _padded(self, images: Tensor) -> Tensor:
         padding = images.new_zeros(self.conditions.tile - len(images), *images.shape[1:])
@@ -130,62 +125,50 @@ class AttackRun:
         self.steps_B[free] = 0
         self.next += len(free)
         self._take_images()
-        self.attacked[free] = self._starts()[free]
+        self.tile.start(free)
         for hits in (self.error, self.target):
             hits.clear(free)
 
     def _take_images(self) -> None:
         """Build the attack around the images that are in the slots; empty slots hold the first."""
-        index_B = np.maximum(self.slots_B, 0)
-        device, batch = self.engine.device, self.batch
-        self.image_ids_B = batch.image_ids_B[index_B]
-        images = to_unit(batch.images_BCHW[index_B], device)
-        self.targets_B = torch.from_numpy(self.targets_N[index_B]).to(device)
-        self.pgd = PGD(
-            self.engine.logits,
-            self.trajectory,
-            images.to(memory_format=self.engine.memory),
-            torch.from_numpy(batch.labels_B[index_B]).to(device),
-            self.targets_B if self.targeted else None,
-        )
-
-    def _starts(self) -> Tensor:
-        key = Key(self.conditions.seed, Purpose.EVAL_NOISE, epoch=self.trajectory.restart)
-        uniform = torch.from_numpy(key.uniform(self.image_ids_B, self.attacked.shape[1:]))
-        uniform = uniform.to(self.attacked.device, memory_format=self.engine.memory)
-        return self.pgd.begin(uniform)
+        self.tile.take(self.batch, np.maximum(self.slots_B, 0), self.targets)
 
     def _advance(self) -> None:
         """Look at all slots where they are, take the readings that are due, take one step."""
         active_B = self.slots_B != EMPTY
         ended_B = active_B & (self.steps_B == self.trajectory.steps)
-        if (active_B & ~ended_B).any():
-            logits_BC, gradient = self.pgd.look(self.attacked)
-        else:
-            logits_BC, gradient = self.engine.logits(self.attacked).detach(), None
-        predictions_B = logits_BC.argmax(dim=1)
+        moving_B = active_B & ~ended_B
+        seen = self.tile.look(self.steps_B, moving_B)
+        predictions_B = seen.logits_BC.argmax(dim=1)
         self._note(predictions_B)
         reading_B = active_B & np.isin(self.steps_B, self.trajectory.readings)
         if (due_B := reading_B | ended_B).any():
             self._settle(due_B)
             left_B = due_B & (self.slots_B != EMPTY)
             if left_B.any():
-                self._read(left_B, self.attacked, predictions_B, self.steps_B)
+                self._read_results(left_B, predictions_B)
             self._leave(ended_B)
-        if gradient is not None:
-            self.pgd.step(self.attacked, gradient)
+        if moving_B.any():
+            self.tile.step(seen, self.steps_B)
         self.steps_B[self.slots_B != EMPTY] += 1
         self.tick = 0 if (self.slots_B == EMPTY).all() else self.tick + 1
 
+    def _read_results(self, slots_B: Mask, predictions_B: Tensor) -> None:
+        points = self.tile.result()
+        if points is not self.tile.points:
+            predictions_B = self.engine.logits(points).detach().argmax(dim=1)
+        self._read(slots_B, points, predictions_B, self.steps_B)
+
     def _note(self, predictions_B: Tensor) -> None:
-        steps_B = torch.from_numpy(self.steps_B).to(self.attacked.device)
+        steps_B = torch.from_numpy(self.steps_B).to(predictions_B.device)
         for hits, is_hit in self._kinds():
-            hits.note(is_hit(predictions_B), predictions_B, steps_B, self.attacked)
+            hit_B = self.tile.counting(is_hit(predictions_B))
+            hits.note(hit_B, predictions_B, steps_B, self.tile.points)
 
     def _kinds(self) -> list[tuple[Hits, Callable[[Tensor], Tensor]]]:
         """Each kind of hit, with the test of predictions for it."""
-        error = (self.error, lambda predictions_B: predictions_B != self.pgd.labels_B)
-        target = (self.target, lambda predictions_B: predictions_B == self.targets_B)
+        error = (self.error, lambda predictions_B: predictions_B != self.tile.around.labels_B)
+        target = (self.target, lambda predictions_B: predictions_B == self.tile.targets_B)
         return [error, target] if self.targeted else [error]
 
     def _settle(self, due_B: Mask) -> None:
@@ -218,14 +201,13 @@ class AttackRun:
         predictions_B = logits_BC.argmax(dim=1)
         for hits, is_hit in self._kinds():
             hits.found(slots_B & is_hit(predictions_B).cpu().numpy(), steps_B)
-        loss, targets_B = self.trajectory.loss, self.targets_B if self.targeted else None
-        flat = points.contiguous().flatten(1)
+        around, flat = self.tile.around, points.contiguous().flatten(1)
         columns: dict[str, Array] = {
             "prediction": predictions_B.cpu().numpy(),
             "attack_prediction": attack_predictions_B.cpu().numpy(),
-            "loss": attack_loss(loss, logits_BC, self.pgd.labels_B, targets_B).cpu().numpy(),
-            "margin": margin(logits_BC, self.pgd.labels_B).cpu().numpy(),
-            "linf_255": (points - self.pgd.images).abs().flatten(1).amax(1).cpu().numpy() * 255,
+            "loss": self.tile.attack_loss(logits_BC).cpu().numpy(),
+            "margin": margin(logits_BC, around.labels_B).cpu().numpy(),
+            "linf_255": (points - around.images).abs().flatten(1).amax(1).cpu().numpy() * 255,
             "pixel_min": flat.amin(1).cpu().numpy(),
             "pixel_max": flat.amax(1).cpu().numpy(),
             "first_error_step": self.error.first_B,
@@ -242,7 +224,7 @@ class AttackRun:
         """Free these slots; their images ended at these points."""
         leaving = np.flatnonzero(slots_B & (self.slots_B != EMPTY))
         if self.attacked_NCHW is not None and len(leaving):
-            where = self.attacked if points is None else points
+            where = self.tile.result() if points is None else points
             self.attacked_NCHW[self.slots_B[leaving]] = where[leaving].cpu().numpy()
         self.slots_B[leaving] = EMPTY
 
@@ -257,7 +239,9 @@ class AttackRun:
             **arrays,
             "slots_B": self.slots_B.copy(),
             "steps_B": self.steps_B.copy(),
-            "attacked": self.attacked.cpu().contiguous().numpy().copy(),
+            **self.tile.state(),
+            "targets_N": self.targets.targets_N.copy(),
+            "towards_N": self.targets.towards_N.copy(),
             "next_and_tick": np.array([self.next, self.tick]),
         }
 
@@ -266,7 +250,9 @@ class AttackRun:
         self.records.restore(state)
         self.slots_B, self.steps_B = state["slots_B"].copy(), state["steps_B"].copy()
         self.next, self.tick = map(int, state["next_and_tick"])
-        self.attacked.copy_(torch.from_numpy(state["attacked"]))
+        self.targets.targets_N[:] = state["targets_N"]
+        self.targets.towards_N[:] = state["towards_N"]
+        self.tile.restore(state)
         if self.attacked_NCHW is not None:
             self.attacked_NCHW[:] = state["attacked_NCHW"]
         for kind, hits in (("error", self.error), ("target", self.target)):

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from s3ta.errors import UserError
 from s3ta.statistics import Z_95, holm, mcnemar, paired_difference
-from s3ta_platform.outcomes import Course, Flags, Outcomes, read_outcomes
+from s3ta_platform.outcomes import Course, Flags, Outcomes, read_worst
 from s3ta_platform.pairing import Pair, pair_up
 from s3ta_platform.references import Evaluated, find_model
 
@@ -81,9 +81,9 @@ def compare_models(a: Evaluated, b: Evaluated) -> Comparison:
     pair = pair_up(a, b)
     seen = [
         (
-            mine,
-            read_outcomes(a.storage, pair.a, mine, pair.images),
-            read_outcomes(b.storage, pair.b, yours, pair.images),
+            mine[0],
+            read_worst(a.storage, pair.a, mine, pair.images),
+            read_worst(b.storage, pair.b, yours, pair.images),
         )
         for mine, yours in pair.shared
     ]

@@ -7,8 +7,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from s3ta_platform.attack_names import attack_title
 from s3ta_platform.compare import Comparison, Endpoint
-from s3ta_platform.tables import attack_title
 
 COLUMNS = (
     "a b attack steps measure images share_a share_b only_a only_b "

@@ -13,16 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
+from s3ta_platform.attack_names import any_step, attack_title, has_own_step_size
 from s3ta_platform.drawing import RULE, STYLE, Drawing, Sheet, cut, look
 from s3ta_platform.results import Array, TrialResult
-from s3ta_platform.tables import (
-    Reading,
-    Share,
-    Summary,
-    attack_title,
-    has_own_step_size,
-    until_success,
-)
+from s3ta_platform.summaries import Reading, Share, Summary
 
 LEADERS = 8
 """With more lines than this, lines from their ends to their names would only cross one another."""
@@ -30,7 +24,7 @@ LEADERS = 8
 
 def accuracy_against_steps(summaries: Sequence[Summary], attack: str) -> Drawing:
     """Top-1 at each reading of one attack, clean accuracy at the left (Figures 3 and 4)."""
-    still = "right at every step so far" if until_success(attack) else "still classified right"
+    still = "right at every step so far" if any_step(attack) else "still classified right"
     return _against_steps(
         summaries,
         attack,

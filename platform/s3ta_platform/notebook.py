@@ -36,7 +36,7 @@ from s3ta_platform.notebook_input import batch_of, check_attacks, check_labels, 
 from s3ta_platform.probe import a_kind, ask
 from s3ta_platform.results import Array, TrialResult
 from s3ta_platform.rows import SCHEMA
-from s3ta_platform.tables import Share, summarise
+from s3ta_platform.summaries import Share, summarise
 
 ATTACKS = (AttackSettings(goal=Goal.random_target), AttackSettings(goal=Goal.untargeted))
 """By default: the paper's attack and its untargeted sibling, at 16/255."""
@@ -118,6 +118,9 @@ def summary(table: pa.Table) -> pa.Table:
     for reading in counted.readings:
         at = (reading.attack, reading.steps)
         lines += [_line("top1", *at, reading.top1), _line("success", *at, reading.success)]
+    for worst in counted.worst_cases:
+        lines.append(_line("top1", worst.attack, None, worst.top1))
+        lines.append(_line("success", worst.attack, None, worst.success))
     return pa.Table.from_pylist([line for line in lines if line["total"]])
 
 

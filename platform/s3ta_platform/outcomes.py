@@ -4,8 +4,9 @@ Quarantined images have no rows; they count as broken in every way. N images, R 
 torch.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from s3ta.errors import UserError
+from s3ta.settings import Goal
 from s3ta.statistics import stopping_point
 from s3ta_platform.evaluation_record import EvaluationRecord
 from s3ta_platform.rows import SCHEMA, about, read_rows
@@ -37,7 +39,12 @@ class Course:
 
     @property
     def targeted(self) -> bool:
-        return bool(self.trajectory["goal"] == "random_target")
+        return Goal[self.trajectory["goal"]].targeted
+
+    @property
+    def own_targets(self) -> bool:
+        """Whether two models may have different targets for one image."""
+        return Goal[self.trajectory["goal"]] is Goal.least_likely_target
 
     @property
     def until_success(self) -> bool:
@@ -80,6 +87,14 @@ def courses(record: EvaluationRecord) -> list[Course]:
     ]
 
 
+def together(found: Iterable[Course]) -> list[list[Course]]:
+    """Courses by attack and readings: an image withstands those if it withstands every start."""
+    groups: dict[tuple[str, tuple[int, ...]], list[Course]] = {}
+    for course in found:
+        groups.setdefault((course.attack, tuple(course.readings)), []).append(course)
+    return list(groups.values())
+
+
 def finished_images(record: EvaluationRecord, stored: Collection[str]) -> int:
     """How many images, from the beginning of the permutation on, have met every trajectory."""
     return min((_reach(course, stored) for course in courses(record)), default=0)
@@ -111,9 +126,29 @@ def early_stop(storage: Storage, record: EvaluationRecord, stored: Collection[st
     finished = finished_images(record, stored)
     if record.halfwidth is None or not finished:
         return None
-    seen = [read_outcomes(storage, record, course, finished) for course in courses(record)]
+    seen = [read_worst(storage, record, g, finished) for g in together(courses(record))]
     seen_NR = np.hstack([flags for o in seen for flags in (o.correct_NR, o.fooled_NR)])
     return stopping_point(seen_NR, len(record.image_ids), record.halfwidth)
+
+
+def read_worst(
+    storage: Storage, record: EvaluationRecord, group: list[Course], images: int
+) -> Outcomes:
+    """Of the courses of one attack: an image is right if it is right in all of them."""
+    return reduce(_worse, (read_outcomes(storage, record, course, images) for course in group))
+
+
+def _worse(a: Outcomes, b: Outcomes) -> Outcomes:
+    return Outcomes(
+        labels_N=np.where(a.quarantined_N, b.labels_N, a.labels_N),
+        targets_N=np.where(a.quarantined_N, b.targets_N, a.targets_N),
+        clean_right_N=a.clean_right_N & b.clean_right_N,
+        correct_NR=a.correct_NR & b.correct_NR,
+        fooled_NR=a.fooled_NR | b.fooled_NR,
+        any_error_NR=a.any_error_NR | b.any_error_NR,
+        any_target_NR=a.any_target_NR | b.any_target_NR,
+        quarantined_N=a.quarantined_N | b.quarantined_N,
+    )
 
 
 def read_outcomes(

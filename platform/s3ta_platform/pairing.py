@@ -4,12 +4,9 @@ from dataclasses import dataclass, field
 
 from s3ta.errors import UserError
 from s3ta_platform.evaluation_record import EvaluationRecord
-from s3ta_platform.outcomes import Course, courses, enough_images, finished_images
+from s3ta_platform.outcomes import Course, courses, enough_images, finished_images, together
 from s3ta_platform.places import command
 from s3ta_platform.references import Evaluated
-
-START = ("goal", "loss", "epsilon", "step_size", "restart", "until_success", "steps", "readings")
-"""What decides an attack beside its name; two that agree in all of it are the same attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +17,8 @@ class Pair:
     b: EvaluationRecord
     images: int
     """How many, from the beginning of the permutation on, both models met."""
-    shared: list[tuple[Course, Course]]
+    shared: list[tuple[list[Course], list[Course]]]
+    """Attacks that both met, each with all its starts."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -78,12 +76,13 @@ def _number(record: EvaluationRecord) -> str:
     return f"{len(record.image_ids):,}"
 
 
-def _shared(a: EvaluationRecord, b: EvaluationRecord) -> list[tuple[Course, Course]]:
+def _shared(a: EvaluationRecord, b: EvaluationRecord) -> list[tuple[list[Course], list[Course]]]:
     return [
         (mine, yours)
-        for mine in courses(a)
-        for yours in courses(b)
-        if (mine.attack, mine.trajectory) == (yours.attack, yours.trajectory)
+        for mine in together(courses(a))
+        for yours in together(courses(b))
+        if [(c.attack, c.trajectory) for c in mine] == [(c.attack, c.trajectory) for c in yours]
+        and not mine[0].own_targets
     ]
 
 
@@ -94,8 +93,8 @@ def _attack_difference(a: EvaluationRecord, b: EvaluationRecord) -> str:
             if mine.attack == yours.attack:
                 differing = (
                     f"{name} is {mine.trajectory[name]} and {yours.trajectory[name]}"
-                    for name in START
-                    if mine.trajectory[name] != yours.trajectory[name]
+                    for name in sorted(mine.trajectory, key=lambda name: name == "readings")
+                    if mine.trajectory[name] != yours.trajectory.get(name)
                 )
                 return f"of the attack {mine.attack}, {next(differing, 'something else differs')}"
     names = [", ".join(sorted({c.attack for c in courses(r)})) for r in (a, b)]
@@ -114,10 +113,15 @@ def _pair(
         return None
     shared = _shared(ra, rb)
     notes = [
-        f"Only {side} has {course.attack} read at {', '.join(map(str, course.readings))} steps."
+        f"{group[0].attack} is left out: its targets are each model's own."
+        for group in together(courses(ra))
+        if group[0].own_targets
+    ]
+    notes += [
+        f"Only {side} has {group[0].attack} read at {', '.join(map(str, group[0].readings))} steps."
         for side, record, place in (("A", ra, 0), ("B", rb, 1))
-        for course in courses(record)
-        if course not in [pair[place] for pair in shared]
+        for group in together(courses(record))
+        if group not in [pair[place] for pair in shared] and not group[0].own_targets
     ]
     return Pair(a=ra, b=rb, images=min(images[0], images[1]), shared=shared, notes=notes)
 

@@ -11,9 +11,9 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
+from s3ta_platform.attack_names import attack_title
 from s3ta_platform.drawing import FAINT, STYLE, Drawing, Sheet, cut
 from s3ta_platform.results import Array, Gallery, TrialResult
-from s3ta_platform.tables import attack_title
 
 RIGHT, FOOLED, WRONG = "#007A5A", "#C44500", "#6b6b6b"
 HEAT = "inferno"

@@ -3,6 +3,8 @@
 from typing import Any
 
 from s3ta.errors import UserError
+from s3ta.settings import Through
+from s3ta.trajectory import require_classes, trajectories
 from s3ta_platform.data import Manifest, ParquetImages, read_manifest
 from s3ta_platform.jobs import open_images
 from s3ta_platform.schema import Experiment
@@ -39,6 +41,16 @@ def check_classes(e: Experiment, train: Manifest, test: Manifest) -> None:
 
 def check_attacked(e: Experiment, test: Manifest) -> None:
     _require_there("evaluate.images", e.evaluate.images, test, e.data.test)
+    for attack in e.evaluate.attacks.values():
+        for trajectory in trajectories(attack):
+            require_classes(trajectory, len(test.class_names))
+        glances = attack.through is not Through.answer or attack.unroll is not None
+        if glances and e.model.attention is None:
+            raise UserError(
+                f"evaluate.attacks has {attack.name}, which goes through a recurrent model's "
+                "glances, and the model takes none: it must be an S3TA. Leave out that attack, or "
+                "give it through: answer and no unroll."
+            )
 
 
 def training_steps(e: Experiment, train: Manifest) -> int:

@@ -13,7 +13,7 @@ from s3ta_platform.plan import Plan, TrialPlan
 from s3ta_platform.record import content_key, plain
 from s3ta_platform.remarks import agreement
 from s3ta_platform.results import TrialResult
-from s3ta_platform.tables import summarise
+from s3ta_platform.summaries import summarise
 from s3ta_platform.tracking import Point, RunId, Status, Tracker
 from s3ta_platform.trials import read_history
 
@@ -119,4 +119,8 @@ def _accuracies(result: TrialResult) -> tuple[list[Point], Mapping[str, float]]:
             series = f"eval/{reading.attack}/{measure}"
             points.append(Point(series, share.value, reading.steps, now))
             scalars[f"{series}_at_{reading.steps}"] = share.value
+    for worst in summary.worst_cases:
+        for measure, share in (("top1", worst.top1), ("attack_success", worst.success)):
+            if share.total:
+                scalars[f"eval/{worst.attack}/{measure}"] = share.value
     return points, scalars

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import pyarrow.compute as pc
 
+from s3ta_platform.attack_names import KEEPS_BEST
 from s3ta_platform.results import TrialResult
 
+AUTOATTACK = {"apgd_untargeted", "apgd_likeliest_dlr", "fab_likeliest", "square_untargeted"}
 NAMED = 5
 """So many quarantined images are named."""
 
@@ -13,7 +15,7 @@ NAMED = 5
 def remarks(trials: Sequence[TrialResult]) -> list[str]:
     """Sentences for every output of a sweep."""
     found = [text for trial in trials for text in (_stopped(trial), _quarantined(trial)) if text]
-    return [*found, *_until_success(trials), *_agreement(trials)]
+    return [*found, *_until_success(trials), *_worst_cases(trials), *_agreement(trials)]
 
 
 def agreement(trial: TrialResult) -> float | None:
@@ -52,12 +54,38 @@ def _quarantined(trial: TrialResult) -> str:
 
 def _until_success(trials: Sequence[TrialResult]) -> list[str]:
     attacks = {a for t in trials for a in pc.unique(t.rows["attack"]).to_pylist()}
-    if not any("_until_success_" in attack for attack in attacks):
-        return []
-    return [
+    words = [
         "Until success: an image is left alone once the attack's own goal is met, so the number "
         "says what had happened at any step up to the reading."
     ]
+    best = [
+        "APGD, FAB and Square return their best point: their numbers say what had happened at any "
+        "step."
+    ]
+    return [
+        *(words if any("_until_success_" in attack for attack in attacks) else []),
+        *(best if any(attack.startswith(KEEPS_BEST) for attack in attacks) else []),
+    ]
+
+
+def _worst_cases(trials: Sequence[TrialResult]) -> list[str]:
+    """What the worst case is, and whether it may be called by the name of a suite."""
+    groups: dict[str, set[str]] = {}
+    for attack in {a for t in trials for a in pc.unique(t.rows["attack"]).to_pylist()}:
+        name, _, epsilon = attack.rpartition("_eps")
+        groups.setdefault(epsilon, set()).add(name)
+    several = {e: names for e, names in groups.items() if len(names) > 1}
+    found = [
+        "Worst case: an image counts as right if it is right under each attack of that ε, at its "
+        "last reading."
+    ]
+    found += [
+        f"At ε = {epsilon}/255 APGD-CE, APGD-T, FAB-T and Square are among them: the attacks of "
+        "AutoAttack's standard version, in this project's own implementation."
+        for epsilon, names in sorted(several.items())
+        if names >= AUTOATTACK
+    ]
+    return found if several else []
 
 
 def _agreement(trials: Sequence[TrialResult]) -> list[str]:

@@ -11,21 +11,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from s3ta.errors import UserError
+from s3ta_platform.attack_names import attack_title, has_own_step_size
 from s3ta_platform.drawing import DPI, Drawing
 from s3ta_platform.figures import accuracy_against_steps, learning_curves, success_against_steps
 from s3ta_platform.pictures import attention_maps, image_grids
 from s3ta_platform.remarks import remarks
 from s3ta_platform.results import SweepResult, TrialResult
-from s3ta_platform.tables import (
-    Share,
-    Summary,
-    attack_title,
-    csv_text,
-    has_own_step_size,
-    reading_keys,
-    short_count,
-    summarise,
-)
+from s3ta_platform.summaries import Share, Summary, reading_keys, summarise
+from s3ta_platform.tables import csv_text, short_count
 
 SMALL_SAMPLE = 1000
 """Below this many images the page calls its numbers indicative."""

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from s3ta.errors import UserError
+from s3ta.settings import Goal
 from s3ta_platform.storage import Storage
 
 FORMAT = "s3ta-rows-2"
@@ -117,7 +118,7 @@ def merge_rows(storage: Storage, files: Iterable[tuple[str, str]]) -> pa.Table:
 def _quarantined(head: Mapping[str, Any]) -> pa.Table:
     """A row per reading for each quarantined image: wrong, and fooled where there is a target."""
     trajectory = head["key_parts"]["trajectory"]
-    targeted = trajectory["goal"] != "untargeted"
+    targeted = Goal[trajectory["goal"]].targeted
     known = {"restart": trajectory["restart"], "correct": False, "fooled": targeted}
     known |= {"target": 0 if targeted else -1, "label": -1, "clean_prediction": -2}
     rows = [

@@ -89,8 +89,8 @@ class EvaluateSettings:
     tile: int = 32
     """Images computed together: a part of the result, unlike `shard_steps`."""
     shard_steps: int = 6400
-    """Steps per job, added up over its images, in whole tiles: 64 images for 100 steps, 640 for
-    10, at least one tile. So all jobs cost about the same."""
+    """Steps of plain PGD per job, or what costs as much, added up over its images, in whole tiles:
+    64 images for 100 steps, 640 for 10, at least one tile. So all jobs cost about the same."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     stop_when: StopSettings = field(default_factory=StopSettings)
     gallery_images: int = 8

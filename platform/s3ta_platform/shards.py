@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from s3ta.draws import Key, Purpose
+from s3ta.settings import Gradient
 from s3ta.tally import Tally
 from s3ta.trajectory import Trajectory, trajectories
 from s3ta_platform.jobs import EvaluateJob
@@ -110,9 +111,13 @@ def shard(
 def shard_size(settings: EvaluateSettings, trajectory: Trajectory) -> int:
     """Images per shard, such that all cost about the same; whole tiles, at least one.
 
+    But for SPSA, whose gradients are computed image by image.
+
     It depends on this trajectory alone: another attack beside it leaves its shards as they are.
     """
-    images = settings.shard_steps // max(trajectory.steps, 1)
+    images = settings.shard_steps // trajectory.work
+    if trajectory.gradient is Gradient.spsa and images < settings.tile:
+        return max(images, 1)  # each image is computed in chunks of its own
     tiles = min(max(images // settings.tile, 1), AT_MOST_TILES)
     return tiles * settings.tile
 

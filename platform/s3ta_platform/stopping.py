@@ -4,7 +4,7 @@ Looked at is the contiguous finished beginning of the permutation, which is a ra
 set; which shards happen to be finished beyond it is not random. N images of that beginning.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +49,18 @@ class Stopping:
         if self.point is not None or n // STOP_EVERY == self.looked // STOP_EVERY:
             return
         self.looked = n
-        seen_NR = np.concatenate([seen[:n] for seen in self.prefix.values()], axis=1)
+        seen_NR = np.concatenate(list(self._worst_of_starts(n)), axis=1)
         self.point = stopping_point(seen_NR, self.images, self.halfwidth)
+
+    def _worst_of_starts(self, n: int) -> Iterator[Outcomes]:
+        """Right and fooled of the first n images, per attack and readings."""
+        groups: dict[tuple[str, tuple[int, ...]], list[Outcomes]] = {}
+        for (attack, trajectory), seen in self.prefix.items():
+            groups.setdefault((attack, trajectory.readings), []).append(seen[:n])
+        for (_, readings), seen_of_starts in groups.items():
+            right, fooled = (slice(0, len(readings)), slice(len(readings), None))
+            yield np.logical_and.reduce([seen[:, right] for seen in seen_of_starts])
+            yield np.logical_or.reduce([seen[:, fooled] for seen in seen_of_starts])
 
 
 def outcomes(shard: Shard, columns: Columns) -> Outcomes:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from s3ta.draws import Key, Purpose
+from s3ta.settings import Goal
 from s3ta_platform.evaluation_record import EvaluationRecord
 from s3ta_platform.record import content_key
 from s3ta_platform.rows import SCHEMA, about
@@ -112,8 +113,7 @@ def _contradictions(
     for name in ("label", "clean_prediction", "prediction", "attack_prediction"):
         known = (rows[name] >= 0) & (rows[name] < record.classes)
         yield ~known, f"{name} is none of the {record.classes} classes"
-    drawn = _targets(rows, record, trajectory)
-    yield target != drawn, "target is not the class drawn from the seed and the image's id"
+    yield from _targets(rows, record, trajectory)
     yield rows["correct"] != (prediction == label), "correct is not prediction == label"
     yield rows["fooled"] != (prediction == target), "fooled is not prediction == target"
     limit = trajectory["epsilon"] * 255 * (1 + RELATIVE_SLACK) + LINF_SLACK_255
@@ -126,12 +126,22 @@ def _contradictions(
     yield from _first_steps(rows, trajectory)
 
 
-def _targets(rows: Columns, record: EvaluationRecord, trajectory: dict[str, Any]) -> Array:
-    if trajectory["goal"] != "random_target":
-        return np.full(len(rows["label"]), -1)
-    pairs = zip(rows["image_id"].tolist(), rows["label"].tolist(), strict=True)
-    drawn = [_target(record.seed, record.classes, image, label) for image, label in pairs]
-    return np.array(drawn, dtype=np.int64)
+def _targets(
+    rows: Columns, record: EvaluationRecord, trajectory: dict[str, Any]
+) -> Iterator[tuple[Array, str]]:
+    label, target, goal = rows["label"], rows["target"], Goal[trajectory["goal"]]
+    if goal is Goal.random_target:
+        pairs = zip(rows["image_id"].tolist(), label.tolist(), strict=True)
+        drawn = [_target(record.seed, record.classes, image, y) for image, y in pairs]
+        yield target != drawn, "target is not the class drawn from the seed and the image's id"
+    elif goal is Goal.given_target:
+        given = np.array(trajectory["target_of_label"])[label]
+        yield target != given, "target is not the class that the attack names for its label"
+    elif goal is Goal.least_likely_target:  # only the model knows which class that is
+        other = (target >= 0) & (target < record.classes) & (target != label)
+        yield ~other, "target is no class beside the label"
+    else:
+        yield target != -1, "target is a class, and the attack has none"
 
 
 @lru_cache(maxsize=1_000_000)
@@ -151,7 +161,7 @@ def _first_steps(rows: Columns, trajectory: dict[str, Any]) -> Iterator[tuple[Ar
     if not trajectory["until_success"]:
         return
     # An image that reached its attack's goal stays there.
-    if trajectory["goal"] == "random_target":
+    if Goal[trajectory["goal"]].targeted:
         yield ~rows["fooled"] & (target >= 0), "it was fooled before and is not, in until_success"
     else:
         yield rows["correct"] & (error >= 0), "it was wrong before and is not, in until_success"

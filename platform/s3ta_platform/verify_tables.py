@@ -6,7 +6,7 @@ On purpose by another way than the tables take: straight from the files, with py
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from s3ta.statistics import wilson
+from s3ta_platform.attack_names import WORST
 from s3ta_platform.evaluation_record import EvaluationRecord
 from s3ta_platform.outcomes import (
     Course,
@@ -22,6 +23,7 @@ from s3ta_platform.outcomes import (
     early_stop,
     finished_images,
     shard_file,
+    together,
 )
 from s3ta_platform.rows import about
 from s3ta_platform.storage import NotStored, Storage, StoreAwayError
@@ -57,15 +59,63 @@ def recount(
     """Count the first `images` images of an evaluation whose shards are stored."""
     counts: Recount = {}
     not_right: set[int] = set()
-    for course in courses(record):
-        rows, lost = _rows(storage, record, course, images)
+    last: dict[str, Survivors] = {}
+    for group in together(courses(record)):
+        rows, lost = _rows_of_starts(storage, record, group, images)
         was_wrong = pc.not_equal(rows["clean_prediction"], rows["label"])
         not_right |= {*lost, *rows["image_id"].filter(was_wrong).to_pylist()}
-        for step in course.readings:
+        for step in group[0].readings:
             at = rows.filter(pc.equal(rows["step"], step))
-            counts |= _at(at, course, step, len(lost), population)
+            counts |= _at(at, group[0], step, len(lost), population)
+            if step >= last.get(group[0].attack, Survivors(group[0], step)).step:
+                last[group[0].attack] = Survivors.of(group[0], step, at, lost)
     counts["nominal", "", ""] = Counts(images - len(not_right), images, population)
+    return counts | _worst_cases(last.values(), images, population)
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """Who is not right any more, and who is taken for its target, at an attack's last reading."""
+
+    course: Course
+    step: int
+    broken: frozenset[int] = frozenset()
+    fooled: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, course: Course, step: int, rows: pa.Table, lost: set[int]) -> "Survivors":
+        sides = [pc.not_equal(rows["prediction"], rows["label"])]
+        sides.append(pc.equal(rows["prediction"], rows["target"]))
+        broken, fooled = ({*rows["image_id"].filter(s).to_pylist(), *lost} for s in sides)
+        return cls(course, step, frozenset(broken), frozenset(fooled))
+
+
+def _worst_cases(found: Iterable[Survivors], images: int, population: int | None) -> Recount:
+    """Of all attacks with one epsilon, and of those that share their targets."""
+    counts: Recount = {}
+    groups: dict[str, list[Survivors]] = {}
+    for survivors in found:
+        groups.setdefault(survivors.course.attack.rpartition("_eps")[2], []).append(survivors)
+    for epsilon, group in groups.items():
+        name = f"{WORST}_eps{epsilon}"
+        if len(group) > 1:
+            broken = frozenset[int]().union(*(s.broken for s in group))
+            counts["top1", name, ""] = Counts(images - len(broken), images, population)
+        alike = [s.fooled for s in group if s.course.trajectory["goal"] == "random_target"]
+        if len(alike) > 1:
+            fooled = frozenset[int]().union(*alike)
+            counts["success", name, ""] = Counts(len(fooled), images, population)
     return counts
+
+
+def _rows_of_starts(
+    storage: Storage, record: EvaluationRecord, group: list[Course], images: int
+) -> tuple[pa.Table, set[int]]:
+    """Of all starts of an attack; an image that is quarantined in one of them has no rows here."""
+    tables, losses = zip(*(_rows(storage, record, c, images) for c in group), strict=True)
+    lost = set[int]().union(*losses)
+    rows = pa.concat_tables(tables)
+    return rows.filter(pc.invert(pc.is_in(rows["image_id"], pa.array(lost, pa.int64())))), lost
 
 
 def _rows(
@@ -84,13 +134,18 @@ def _rows(
 
 def _at(rows: pa.Table, course: Course, step: int, lost: int, population: int | None) -> Recount:
     """The numbers at one reading; quarantined images count as not robust."""
-    right, was_right = (
-        pc.equal(rows[name], rows["label"]) for name in ("prediction", "clean_prediction")
-    )
-    top1 = Counts(_count(right), len(rows) + lost, population)
+    flags = {
+        "right": pc.equal(rows["prediction"], rows["label"]),
+        "was_right": pc.equal(rows["clean_prediction"], rows["label"]),
+        "fooled": pc.equal(rows["prediction"], rows["target"]),
+    }
+    over_starts = [("right", "all"), ("was_right", "all"), ("fooled", "any")]
+    images = pa.table({"image_id": rows["image_id"], **flags}).group_by("image_id")
+    seen = images.aggregate(over_starts)
+    right, was_right = seen["right_all"], seen["was_right_all"]
+    top1 = Counts(_count(right), len(seen) + lost, population)
     if course.targeted:
-        fooled = _count(pc.equal(rows["prediction"], rows["target"]))
-        success = Counts(fooled + lost, len(rows) + lost, population)
+        success = Counts(_count(seen["fooled_any"]) + lost, len(seen) + lost, population)
     else:  # of the images that were right, how many are not any more
         success = Counts(_count(pc.and_not(was_right, right)), _count(was_right))
     where = (course.attack, str(step))

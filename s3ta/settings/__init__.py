@@ -4,7 +4,18 @@ Values are validated when a dataclass is built, so that no work starts on a bad 
 are lower case because YAML names them.
 """
 
-from s3ta.settings.attacks import AttackSettings, Dtype, EngineSettings, Goal, Loss, Mode
+from s3ta.settings.attacks import (
+    AttackSettings,
+    Dtype,
+    EngineSettings,
+    Goal,
+    Gradient,
+    Loss,
+    Mode,
+    Rule,
+    Start,
+    Through,
+)
 from s3ta.settings.checks import require
 from s3ta.settings.models import AttentionSettings, Block, ModelSettings, VisionSettings
 from s3ta.settings.training import Augmentation, Schedule, TrainAttackSettings, TrainSettings
@@ -17,10 +28,14 @@ __all__ = [
     "Dtype",
     "EngineSettings",
     "Goal",
+    "Gradient",
     "Loss",
     "Mode",
     "ModelSettings",
+    "Rule",
     "Schedule",
+    "Start",
+    "Through",
     "TrainAttackSettings",
     "TrainSettings",
     "VisionSettings",

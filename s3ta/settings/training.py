@@ -35,6 +35,8 @@ class TrainAttackSettings:
 
     def __post_init__(self) -> None:
         require_epsilon("train.attack.epsilon_255", self.epsilon_255)
+        known = self.goal in (Goal.untargeted, Goal.random_target)
+        require(known, "train.attack.goal", self.goal.name, "untargeted or random_target")
         require(self.steps >= 0, "train.attack.steps", self.steps, "at least 0")
         require(
             0 <= self.clean_start_share <= 1,

@@ -40,6 +40,7 @@ from s3ta.settings import (
     EngineSettings,
     Goal,
     ModelSettings,
+    Start,
     VisionSettings,
 )
 from s3ta.statistics import wilson
@@ -120,15 +121,13 @@ def _model(settings: ModelSettings, size: int) -> nn.Module:
 
 
 def _trajectory(*readings: int) -> Trajectory:
-    attack = AttackSettings(goal=Goal.untargeted, epsilon_255=EPSILON_255, readings=list(readings))
+    attack = AttackSettings(
+        goal=Goal.untargeted,
+        epsilon_255=EPSILON_255,
+        readings=list(readings),
+        start=Start.clean,
+    )
     return trajectories(attack)[-1]
-
-
-class FromImages(AttackRun):
-    """The attack as evaluations run it, judge and all, but without noise at its start."""
-
-    def _starts(self) -> Tensor:
-        return self.pgd.begin(None)
 
 
 def _batch(images: Tensor, labels_B: Tensor) -> Batch:
@@ -209,7 +208,7 @@ def _judged(engine: Engine, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
     def attack(images: Tensor, labels_B: Tensor) -> Tensor:
         conditions = Conditions(classes=CLASSES, seed=0, tile=TILE)
         batch, run = _batch(images, labels_B), _trajectory(steps)
-        attacked = FromImages(engine, batch, run, conditions, keep_attacked=True)
+        attacked = AttackRun(engine, batch, run, conditions, keep_attacked=True)
         attacked.run()
         assert attacked.attacked_NCHW is not None
         return torch.from_numpy(attacked.attacked_NCHW)

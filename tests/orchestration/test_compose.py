@@ -154,7 +154,7 @@ def test_an_unknown_key_names_the_nearest_one() -> None:
         ("train.epochs", "a whole number"),
         ("train.learning_rate", "a number"),
         ("data.train_images", "a whole number, or null"),
-        ("train.attack.goal", "one of untargeted, random_target"),
+        ("train.schedule", "one of step, cosine"),
         ("evaluate.attacks.any.readings", "a [list] of whole numbers"),
         ("evaluate.attacks.any.readings[3]", "a whole number"),
         ("sweep.grid.train.epochs", "a [list] of values"),

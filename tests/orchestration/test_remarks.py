@@ -14,7 +14,8 @@ from s3ta.statistics import wilson
 from s3ta_platform.remarks import agreement, remarks
 from s3ta_platform.report import write_report
 from s3ta_platform.results import SweepResult, TrialResult
-from s3ta_platform.tables import csv_text, summarise, terminal_table
+from s3ta_platform.summaries import summarise
+from s3ta_platform.tables import csv_text, terminal_table
 
 ATTACK = "pgd_targeted_eps16"
 

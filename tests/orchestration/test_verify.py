@@ -79,7 +79,7 @@ def test_sound_results_pass(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:7]] == ["ok"] * 7
     assert "660 without a contradiction, in 21 file(s)" in out
-    assert "22 number(s) counted again, in 1 file(s)" in out
+    assert "24 number(s) counted again, in 1 file(s)" in out
     assert "\x1b" not in out
     assert findings(root) == {}
     assert notes(root) == []

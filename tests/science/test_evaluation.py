@@ -88,7 +88,7 @@ def test_a_hundred_steps_give_the_same_bits_for_batches_of_1_7_and_64_in_any_ord
 
 
 @pytest.mark.parametrize("loss", list(Loss))
-@pytest.mark.parametrize("goal", list(Goal))
+@pytest.mark.parametrize("goal", [Goal.untargeted, Goal.random_target])
 def test_an_images_rows_do_not_depend_on_its_neighbours(
     goal: Goal,
     loss: Loss,

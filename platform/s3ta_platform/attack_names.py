@@ -1,0 +1,50 @@
+"""Attacks have names such as `pgd_targeted_eps16` (see AttackSettings.name): what these tell."""
+
+from s3ta.settings import Rule
+
+UNTIL = "_until_success"
+KEEPS_BEST = tuple(f"{rule.name}_" for rule in Rule if rule.keeps_best)
+WORST = "worst_case"
+SAME_TARGET = "_targeted_"
+"""In the name of every attack whose targets are drawn from the seed and the image's id."""
+KNOWN = {
+    "apgd_untargeted": "APGD-CE",
+    "apgd_likeliest_dlr": "APGD-T",
+    "fab_likeliest": "FAB-T",
+    "square_untargeted": "Square",
+    WORST: "worst case of these attacks",
+}
+"""Attacks that the field knows by a name of their own."""
+MAIN_STEP = 16
+"""From this many steps on, the step size of PGD no longer depends on the number of steps."""
+
+
+def has_own_step_size(attack: str, steps: int) -> bool:
+    """Whether a reading comes from a run of its own, with larger steps than the main trajectory.
+
+    PGD moves by epsilon * max(1/16, 1/n) per step: below 16 steps smaller ones couldn't cross the
+    ball.
+    """
+    whole = attack.startswith("pgd_") and not any(w in attack for w in ("_adam", "_step"))
+    return whole and 0 < steps < MAIN_STEP
+
+
+def attack_title(attack: str) -> str:
+    """`pgd_targeted_eps25.5` as a reader would write it: `targeted PGD, ε = 25.5/255`."""
+    name, eps, epsilon = attack.rpartition("_eps")
+    if not eps:
+        return attack.replace("_", " ")
+    name, until = name.removesuffix(UNTIL), " until success" if name.endswith(UNTIL) else ""
+    known = next((k for k in KNOWN if name == k or name.startswith(f"{k}_")), None)
+    if known is not None:
+        title, words = KNOWN[known], name.removeprefix(known).removeprefix("_")
+        title += f" ({words.replace('_', ' ')})" if words else ""
+    else:
+        family, _, words = name.partition("_")
+        title = f"{words.replace('_', ' ')} {family.upper()}".strip()
+    return f"{title}{until}, ε = {epsilon}/255"
+
+
+def any_step(attack: str) -> bool:
+    """Whether only what had happened at any step is known: it leaves an image at its goal alone."""
+    return f"{UNTIL}_" in attack or attack.startswith(KEEPS_BEST)
