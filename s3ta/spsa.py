@@ -67,10 +67,10 @@ def estimate(
     losses: Losses, point: Tensor, slot: int, directions: Directions, pairs: int, delta: float
 ) -> Tensor:
     """The estimated gradient of one image's loss at its point (C, H, W)."""
-    total_D = torch.zeros(point.numel(), device=point.device)
+    total_D = point.new_zeros(point.numel())
     slots = torch.full((2 * CHUNK,), slot, device=point.device)
     for index in range(-(-pairs // CHUNK)):
-        signs_PD = directions.chunk(index)
+        signs_PD = directions.chunk(index).to(point.dtype)
         step_PCHW = signs_PD.view(CHUNK, *point.shape) * delta
         losses_2P = losses(torch.cat([point + step_PCHW, point - step_PCHW]), slots)[1]
         differences_P = losses_2P[:CHUNK] - losses_2P[CHUNK:]
