@@ -1,10 +1,14 @@
 """Attacks have names such as `pgd_targeted_eps16` (see AttackSettings.name): what these tell."""
 
-from s3ta.settings import Rule
+import re
+
+from s3ta.settings import Goal, Rule
 
 UNTIL = "_until_success"
 KEEPS_BEST = tuple(f"{rule.name}_" for rule in Rule if rule.keeps_best)
 WORST = "worst_case"
+GOALS = ("targeted", *(goal.name for goal in Goal))
+"""The first word after the family; a target that is drawn at random goes without saying so."""
 SAME_TARGET = "_targeted_"
 """In the name of every attack whose targets are drawn from the seed and the image's id."""
 KNOWN = {
@@ -34,15 +38,21 @@ def attack_title(attack: str) -> str:
     name, eps, epsilon = attack.rpartition("_eps")
     if not eps:
         return attack.replace("_", " ")
-    name, until = name.removesuffix(UNTIL), " until success" if name.endswith(UNTIL) else ""
     known = next((k for k in KNOWN if name == k or name.startswith(f"{k}_")), None)
     if known is not None:
-        title, words = KNOWN[known], name.removeprefix(known).removeprefix("_")
-        title += f" ({words.replace('_', ' ')})" if words else ""
+        title, details = KNOWN[known], name.removeprefix(known)
     else:
-        family, _, words = name.partition("_")
-        title = f"{words.replace('_', ' ')} {family.upper()}".strip()
-    return f"{title}{until}, ε = {epsilon}/255"
+        family, _, rest = name.partition("_")
+        goal = next((g for g in GOALS if rest == g or rest.startswith(f"{g}_")), "")
+        title, details = (
+            f"{goal.replace('_', ' ')} {family.upper()}".strip(),
+            rest.removeprefix(goal),
+        )
+    words = ["until success" if UNTIL in f"{details}_" else ""]
+    words += details.replace(UNTIL, "").split("_")
+    # `5starts` and `step0.125` are a word and a number.
+    said = [re.sub(r"(?<=\d)(?=[a-z])|(?<=[a-z])(?=\d)", " ", word) for word in words if word]
+    return f"{title}{' (' + ', '.join(said) + ')' if said else ''}, ε = {epsilon}/255"
 
 
 def any_step(attack: str) -> bool:

@@ -68,4 +68,5 @@ def collect_trial(storage: Storage, plan: TrialPlan, run_id: str | None) -> Tria
         halfwidth=None if enough is None else settings.evaluate.stop_when.halfwidth,
         gallery=read_gallery(storage, portraits) if portraits and shown else None,
         run_id=run_id,
+        published=settings.about.published,
     )

@@ -154,7 +154,9 @@ def _no_choice(missing: str, options: Sequence[str], folders: Sequence[Path]) ->
     """`model: foo`, where there is no model/foo.yaml."""
     group, _, choice = missing.rpartition("/")
     if not options:
-        groups = sorted({p.name for f in folders for p in f.iterdir() if any(p.glob("*.yaml"))})
+        known = {*_entries(Experiment), "attack"}  # other folders hold experiment files
+        here = [p for f in folders for p in f.iterdir() if any(p.glob("*.yaml"))]
+        groups = sorted({p.name for p in here} & known)
         meant = _meant(get_close_matches(group or missing, groups, n=1))
         return f"there is no group {group or missing!r}.{meant} There are: {', '.join(groups)}."
     meant = _meant(get_close_matches(choice, options, n=2))

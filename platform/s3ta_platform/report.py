@@ -17,9 +17,18 @@ from s3ta_platform.figures import accuracy_against_steps, learning_curves, succe
 from s3ta_platform.pictures import attention_maps, image_grids
 from s3ta_platform.remarks import remarks
 from s3ta_platform.results import SweepResult, TrialResult
-from s3ta_platform.summaries import Share, Summary, reading_keys, summarise
-from s3ta_platform.tables import csv_text, short_count
+from s3ta_platform.summaries import (
+    Share,
+    Summary,
+    reading_keys,
+    summarise,
+    worst_case_names,
+)
+from s3ta_platform.tables import csv_text, has_published, short_count
+from s3ta_platform.tables import sections as table_sections
 
+SIDE_BY_SIDE = 6
+"""More readings than this get a line each instead of a column."""
 SMALL_SAMPLE = 1000
 """Below this many images the page calls its numbers indicative."""
 
@@ -92,11 +101,14 @@ def _page(
         "bar": _bar,
         "settings": _settings,
     }
-    keys = reading_keys(summaries)
+    keys, worst = reading_keys(summaries), worst_case_names(summaries)
     return environment.get_template("report.html").render(
         sweep=sweep,
         summaries=summaries,
         keys=keys,
+        many=len(keys) > SIDE_BY_SIDE or has_published(summaries) or bool(worst),
+        by_reading=table_sections(summaries),
+        has_published=has_published(summaries),
         attacks=_grouped(keys),
         own_steps=sorted({steps for attack, steps in keys if has_own_step_size(attack, steps)}),
         untargeted=any(not r.targeted for s in summaries for r in s.readings),

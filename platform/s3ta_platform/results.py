@@ -51,6 +51,8 @@ class TrialResult:
     gallery: Gallery | None = None
     run_id: str | None = None
     """The MLflow run."""
+    published: str = ""
+    """The paper's system that it is to be compared with; empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True)

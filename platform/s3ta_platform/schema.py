@@ -15,6 +15,7 @@ from s3ta.settings import (
     TrainSettings,
     require,
 )
+from s3ta_platform.published import SYSTEMS
 
 
 class Executor(Enum):
@@ -36,6 +37,17 @@ class About:
     hours: str = ""
     expected: str = ""
     obtained: str = "not run"
+    published: str = ""
+    """The paper's system whose published numbers stand beside ours, such as S3TA-16-30; usually a
+    value per point of a sweep."""
+
+    def __post_init__(self) -> None:
+        require(
+            not self.published or self.published in SYSTEMS,
+            "about.published",
+            self.published,
+            f"empty or one of {', '.join(SYSTEMS)}",
+        )
 
 
 @dataclass(kw_only=True)

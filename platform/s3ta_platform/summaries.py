@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from s3ta.statistics import wilson
 from s3ta_platform.attack_names import SAME_TARGET, WORST, any_step
+from s3ta_platform.published import NOTHING, SYSTEMS, Published
 from s3ta_platform.results import TrialResult
 
 DASH = "\N{EN DASH}"
@@ -91,6 +92,8 @@ class Summary:
     readings: tuple[Reading, ...]
     worst_cases: tuple[WorstCase, ...] = ()
     """One per epsilon at which there were several attacks."""
+    published: Published = NOTHING
+    """What the paper says of this system."""
 
     def at(self, attack: str, steps: int) -> Reading | None:
         """The reading of that attack at that step, or None if there is none."""
@@ -113,6 +116,7 @@ def summarise(trial: TrialResult) -> Summary:
         nominal=Share(sum(images.to_pylist()), len(images), population),
         readings=tuple(sorted(_readings(rows, population), key=lambda r: (r.attack, r.steps))),
         worst_cases=tuple(_worst_cases(rows, population)),
+        published=SYSTEMS.get(trial.published, NOTHING),
     )
 
 

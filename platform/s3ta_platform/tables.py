@@ -3,12 +3,14 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from s3ta_platform.attack_names import attack_title, has_own_step_size
+from s3ta_platform.published import NOTHING
 from s3ta_platform.remarks import remarks
 from s3ta_platform.results import SweepResult
 from s3ta_platform.summaries import (
@@ -21,6 +23,7 @@ from s3ta_platform.summaries import (
 )
 
 COLUMNS = "model key measure attack steps value low high successes total population"
+ATTACKS_NAMED = 4
 READINGS_SIDE_BY_SIDE = 3
 """More readings than this don't fit beside one another in 100 columns."""
 
@@ -49,10 +52,10 @@ def terminal_table(sweep: SweepResult) -> Table:
     table.add_column("model", no_wrap=True)
     table.add_column("para-\nmeters", justify="right", no_wrap=True)
     one_attack = len({attack for attack, _ in keys}) <= 1
-    if one_attack and len(keys) <= READINGS_SIDE_BY_SIDE:
+    if one_attack and len(keys) <= READINGS_SIDE_BY_SIDE and not has_published(summaries):
         _fill_side_by_side(table, summaries, keys)
     else:
-        _fill_by_reading(table, summaries, keys)
+        _fill_by_reading(table, summaries)
     for name in sweep.failed:
         table.add_row(Text(name), Text("failed", style="red"))
     return table
@@ -74,29 +77,63 @@ def _fill_side_by_side(
         table.add_row(Text(summary.name), short_count(summary.parameters), *cells)
 
 
-def _fill_by_reading(
-    table: Table, summaries: Sequence[Summary], keys: Sequence[tuple[str, int]]
-) -> None:
-    for title in ("top-1", "attack success"):
+def _fill_by_reading(table: Table, summaries: Sequence[Summary]) -> None:
+    titles, published = ["top-1", "attack success"], has_published(summaries)
+    if published:
+        titles = ["top-1", "paper", "attack success", "paper"]
+    for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
-    _section(table, "clean", [(s, s.nominal, None) for s in summaries])
-    for attack, steps in keys:
-        found = [(summary, summary.at(attack, steps)) for summary in summaries]
-        title = f"{attack_title(attack)}, {steps:,} steps"
-        _section(table, title, [(s, r.top1, r.success) for s, r in found if r is not None])
+    for section in sections(summaries):
+        table.add_row(Text(section.title, style="bold"))
+        for line in section.lines:
+            shares = [_cell(line.top1, " "), _cell(line.success, " ")]
+            if published:
+                top1, success = (Text("" if p is None else f"{p:g}") for p in line.paper)
+                shares = [shares[0], top1, shares[1], success]
+            name = Text(f"  {line.summary.name}")
+            table.add_row(name, short_count(line.summary.parameters), *shares)
+        table.add_section()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model in a section."""
+
+    summary: Summary
+    top1: Share
+    success: Share | None
+    paper: tuple[float | None, float | None] = (None, None)
+    """The paper's top-1 and attack success, in percent."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One reading, with a line for each model that has it."""
+
+    title: str
+    lines: list[Line]
+
+
+def sections(summaries: Sequence[Summary]) -> list[Section]:
+    """Clean images, then every reading, then the worst cases."""
+    clean = [Line(s, s.nominal, None, (s.published.nominal, None)) for s in summaries]
+    found = [Section("clean", clean)]
+    for attack, steps in reading_keys(summaries):
+        readings = [(summary, summary.at(attack, steps)) for summary in summaries]
+        lines = [
+            Line(s, r.top1, r.success, s.published.at(attack, steps)) for s, r in readings if r
+        ]
+        found.append(Section(f"{attack_title(attack)}, {steps:,} steps", lines))
     for name in worst_case_names(summaries):
         worst = [(s, w) for s in summaries for w in s.worst_cases if w.attack == name]
-        _section(table, attack_title(name), [(s, w.top1, w.success) for s, w in worst])
+        lines = [Line(s, w.top1, w.success) for s, w in worst]
+        found.append(Section(attack_title(name), lines))
+    return found
 
 
-def _section(
-    table: Table, title: str, lines: Sequence[tuple[Summary, Share, Share | None]]
-) -> None:
-    table.add_row(Text(title, style="bold"))
-    for summary, top1, success in lines:
-        cells = _cell(top1, " "), _cell(success, " ")
-        table.add_row(Text(f"  {summary.name}"), short_count(summary.parameters), *cells)
-    table.add_section()
+def has_published(summaries: Sequence[Summary]) -> bool:
+    """Whether the paper has a number to stand beside one of these."""
+    return any(s.published is not NOTHING for s in summaries)
 
 
 def _cell(share: Share | None, between: str = "\n") -> Text:
@@ -107,10 +144,12 @@ def _cell(share: Share | None, between: str = "\n") -> Text:
 
 def _caption(sweep: SweepResult, summaries: Sequence[Summary]) -> Text:
     keys = reading_keys(summaries)
-    attacks = "; ".join(dict.fromkeys(attack_title(attack) for attack, _ in keys)) or "no attack"
+    titles = list(dict.fromkeys(attack_title(attack) for attack, _ in keys))
+    attacks = "; ".join(titles) if len(titles) <= ATTACKS_NAMED else f"{len(titles)} attacks"
     lines = [
-        f"{sweep.images:,} test images; {attacks}.",
+        f"{sweep.images:,} test images; {attacks or 'no attack'}.",
         "In percent, each with Wilson's 95 % interval.",
+        *(["paper: what the paper publishes for this system."] if has_published(summaries) else []),
         *(["top-1: the share of images classified right."] if summaries else []),
         *_unroll_words(summaries),
         *(_reading_words(summaries) if keys else []),

@@ -222,6 +222,7 @@ class AttackSettings:
         usual_loss = {Rule.fab: Loss.difference, Rule.square: Loss.margin}
         start = self.start is Start.clean and self._family != "fgsm" and not self.rule.keeps_best
         until = self.mode is Mode.until_success and not self.rule.keeps_best
+        share, whole = self.step_of_epsilon, self._family == "fgsm"
         goal = "targeted" if self.goal is Goal.random_target else self.goal.name
         words = {
             goal: True,
@@ -229,7 +230,7 @@ class AttackSettings:
             "adam": self.rule is Rule.adam,
             f"rate{self.adam_rate:g}": self.rule is Rule.adam and self.adam_rate != 0.1,
             f"momentum{self.momentum:g}": self.momentum > 0,
-            f"step{self.step_of_epsilon or 0:g}": self.step_of_epsilon is not None,
+            f"step{share or 0:g}": share is not None and not (whole and share == 1),
             "clean": start,
             f"{self.spsa_pairs}pairs": self.gradient is Gradient.spsa and self.spsa_pairs != 2048,
             f"{self.through.name}": self.through is not Through.answer,

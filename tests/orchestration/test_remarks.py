@@ -36,6 +36,7 @@ def rows(attack: str = ATTACK, images: int = 200, lost: int = 0, targeted: bool 
             "correct": (prediction == 0) & ~gone,
             "fooled": (prediction == 2) | gone if targeted else np.zeros(images, bool),
             "step": np.full(images, 100),
+            "restart": np.zeros(images, np.int32),
             "quarantined": np.where(gone, "hung: no progress for 9 s", ""),
             "attack": [attack] * images,
         }
@@ -118,7 +119,7 @@ def test_until_success_gives_only_the_measure_of_its_own_goal(targeted: bool) ->
     assert (reading.top1.total == 0) == targeted
     assert reading.success.total == 200
     assert "happened at any step" in (text := shown(one))
-    assert "PGD until success, ε = 16/255" in text
+    assert "PGD (until success), ε = 16/255" in text
     measures = {line["measure"] for line in csv.DictReader(io.StringIO(shown_csv(one)))}
     assert measures == {"nominal", "success"} | ({"top1"} - ({"top1"} if targeted else set()))
 
