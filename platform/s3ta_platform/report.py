@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -66,7 +67,9 @@ def write_report(sweep: SweepResult, folder: Path) -> Path:
 
 
 def _number_figures(sweep: SweepResult, summaries: Sequence[Summary]) -> list[Drawing]:
-    attacks = dict.fromkeys(attack for attack, steps in reading_keys(summaries) if steps > 0)
+    readings = Counter(attack for attack, steps in reading_keys(summaries) if steps > 0)
+    # One point is no curve; but where there is nothing else, it is drawn.
+    attacks = [attack for attack, count in readings.items() if count > 1] or list(readings)[:1]
     against = [
         draw(summaries, attack)
         for attack in attacks

@@ -49,10 +49,11 @@ def terminal_table(sweep: SweepResult) -> Table:
         collapse_padding=True,
         pad_edge=False,
     )
-    table.add_column("model", no_wrap=True)
-    table.add_column("para-\nmeters", justify="right", no_wrap=True)
     one_attack = len({attack for attack, _ in keys}) <= 1
-    if one_attack and len(keys) <= READINGS_SIDE_BY_SIDE and not has_published(summaries):
+    few = one_attack and len(keys) <= READINGS_SIDE_BY_SIDE and not has_published(summaries)
+    table.add_column("model", no_wrap=few)  # titles of sections are wrapped, never numbers
+    table.add_column("para-\nmeters", justify="right", no_wrap=True)
+    if few:
         _fill_side_by_side(table, summaries, keys)
     else:
         _fill_by_reading(table, summaries)

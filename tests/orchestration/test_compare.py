@@ -22,6 +22,8 @@ from s3ta_platform.compare_table import CAVEAT, comparison_table, csv_text
 from s3ta_platform.references import find_model
 from s3ta_platform.storage import Storage, open_storage
 
+pytest_plugins = ["stores"]
+
 READ_AT_20 = AttackSettings(epsilon_255=16, readings=[20])
 UNTARGETED = AttackSettings(goal=Goal.untargeted, epsilon_255=16, readings=[20])
 FALLEN_A, FALLEN_B = range(0, 12), range(10, 40)

@@ -26,6 +26,8 @@ from s3ta_platform.verify import SHOWN, all_checks, verify
 from s3ta_platform.verify_files import check_rows
 from s3ta_platform.verify_shards import open_root
 
+pytest_plugins = ["stores"]
+
 UNTARGETED = AttackSettings(goal=Goal.untargeted, epsilon_255=16, readings=[20])
 UNTIL = [
     AttackSettings(goal=goal, epsilon_255=16, readings=[20, 50], mode=Mode.until_success)
