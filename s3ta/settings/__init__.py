@@ -6,20 +6,24 @@ are lower case because YAML names them.
 
 from s3ta.settings.attacks import AttackSettings, Dtype, EngineSettings, Goal, Loss, Mode
 from s3ta.settings.checks import require
-from s3ta.settings.models import AttentionSettings, Block, ModelSettings, VisionSettings
+from s3ta.settings.models import AttentionSettings, Basis, ModelSettings, Queries
 from s3ta.settings.training import Augmentation, Schedule, TrainAttackSettings, TrainSettings
+from s3ta.settings.vision import Block, Denoise, VisionSettings
 
 __all__ = [
     "AttackSettings",
     "AttentionSettings",
     "Augmentation",
+    "Basis",
     "Block",
+    "Denoise",
     "Dtype",
     "EngineSettings",
     "Goal",
     "Loss",
     "Mode",
     "ModelSettings",
+    "Queries",
     "Schedule",
     "TrainAttackSettings",
     "TrainSettings",
