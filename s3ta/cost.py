@@ -6,6 +6,7 @@ costs about as much again, one towards images or activations and weights twice a
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from s3ta.settings import Block, Denoise, ModelSettings, Queries, VisionSettings
 
@@ -43,7 +44,7 @@ class _Count:
         self.parameters += (inputs + 1) * outputs
 
     def mlp(self, sizes: list[int], times: int = 1) -> None:
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in pairwise(sizes):
             self.linear(inputs, outputs, times)
 
 
