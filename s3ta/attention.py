@@ -1,6 +1,21 @@
-"""Soft spatial attention. B batch, Q queries (heads), P places, K, V key and value channels."""
+"""Soft spatial attention. B batch, Q queries (heads), P = H W places, K, V key and value channels,
+D channels of the feature map."""
 
+import torch
 from torch import Tensor
+
+from s3ta.basis import spatial_basis
+from s3ta.settings import AttentionSettings
+
+
+def keys_and_values(features_BDHW: Tensor, settings: AttentionSettings) -> tuple[Tensor, Tensor]:
+    """A feature map, split by channel, with the spatial basis attached: (B, P, K), (B, P, V)."""
+    batch, _, height, width = features_BDHW.shape
+    places_BPD = features_BDHW.flatten(2).transpose(1, 2)
+    basis_HWS = spatial_basis(height, width, settings.basis_frequencies, settings.basis)
+    basis_BPS = basis_HWS.flatten(0, 1).to(places_BPD).expand(batch, -1, -1)
+    keys, values = places_BPD.tensor_split([settings.key_channels], dim=-1)
+    return torch.cat([keys, basis_BPS], -1), torch.cat([values, basis_BPS], -1)
 
 
 def attend(

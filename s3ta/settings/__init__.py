@@ -17,14 +17,17 @@ from s3ta.settings.attacks import (
     Through,
 )
 from s3ta.settings.checks import require
-from s3ta.settings.models import AttentionSettings, Block, ModelSettings, VisionSettings
+from s3ta.settings.models import AttentionSettings, Basis, ModelSettings, Queries
 from s3ta.settings.training import Augmentation, Schedule, TrainAttackSettings, TrainSettings
+from s3ta.settings.vision import Block, Denoise, VisionSettings
 
 __all__ = [
     "AttackSettings",
     "AttentionSettings",
     "Augmentation",
+    "Basis",
     "Block",
+    "Denoise",
     "Dtype",
     "EngineSettings",
     "Goal",
@@ -32,6 +35,7 @@ __all__ = [
     "Loss",
     "Mode",
     "ModelSettings",
+    "Queries",
     "Rule",
     "Schedule",
     "Start",

@@ -4,71 +4,56 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from s3ta.settings.checks import require, require_positive
+from s3ta.settings.checks import require
+from s3ta.settings.vision import VisionSettings
 
 
-class Block(Enum):
-    """The residual block."""
+class Queries(Enum):
+    """Where the attention's queries come from. All but the first are controls.
 
-    basic = "basic"
-    bottleneck = "bottleneck"
-
-
-@dataclass(kw_only=True)
-class VisionSettings:
-    """A ResNet (He et al.). The defaults are the paper's: ResNet-152, stride 1 in all but block 2.
-
-    One number per residual stage in `depths`, `widths` and `strides`. A bottleneck stage of width w
-    gives 4 w channels.
+    The values are the words that follow `S3TA-k` in a name.
     """
 
-    block: Block = Block.bottleneck
-    depths: list[int] = field(default_factory=lambda: [3, 8, 36, 3])
-    widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
-    strides: list[int] = field(default_factory=lambda: [1, 2, 1, 1])
-    stem_channels: int = 64
-    stem_kernel: int = 7
-    stem_stride: int = 2
-    stem_pool: bool = True
-    """Max-pooling 3 x 3 of stride 2 behind the stem, as for ImageNet."""
+    state = ""
+    """Top-down, from the controller's last hidden state, as in the paper."""
+    uniform = "uniform"
+    """From nowhere: every map is 1 / P, so each step reads the average of the values."""
+    fixed = "fixed queries"
+    """Learned, the same at every step and for every image."""
+    one_shot = "one-shot"
+    """Learned, `unroll` x `heads` of them, all at once; an MLP reads the answers, no controller."""
 
-    def __post_init__(self) -> None:
-        for name in ("depths", "widths", "strides"):
-            require_positive(f"model.vision.{name}", getattr(self, name))
-        lengths = {len(self.depths), len(self.widths), len(self.strides)}
-        require(
-            len(lengths) == 1,
-            "model.vision",
-            {"depths": self.depths, "widths": self.widths, "strides": self.strides},
-            "given with as many depths as widths and strides, one each per stage",
-        )
-        for name in ("stem_channels", "stem_kernel", "stem_stride"):
-            value = getattr(self, name)
-            require(value >= 1, f"model.vision.{name}", value, "at least 1")
-        require(
-            self.stem_kernel % 2 == 1, "model.vision.stem_kernel", self.stem_kernel, "an odd number"
-        )
 
-    @property
-    def channels(self) -> int:
-        """Channels of the last feature map."""
-        return self.widths[-1] * (4 if self.block is Block.bottleneck else 1)
+class Basis(Enum):
+    """The waves along each axis of which the spatial basis is made (s3ta.basis has the formulas).
+
+    The values are words of a name, as those of Queries.
+    """
+
+    cosine = ""
+    fourier = "fourier"
+    """Cosines and sines: twice as many waves for the same frequencies."""
 
 
 @dataclass(kw_only=True)
 class AttentionSettings:
-    """The recurrent top-down attention controller (S3TA sec. 3).
+    """The recurrent top-down attention controller (S3TA sec. 3), and its controls.
 
     The last feature map's channels are split: the first `key_channels` are keys, the rest values.
     """
 
+    queries: Queries = Queries.state
     heads: int = 4
     key_channels: int = 512
     # ASSUMPTION: the paper does not state the key/value split of its 2048 channels.
+    basis: Basis = Basis.cosine
+    # ASSUMPTION: the paper says "Fourier representation" and no more; cosines follow Mott et al.
     basis_frequencies: int = 8
-    """Cosines per axis, u and v in 1..n, so n^2 basis channels."""
+    """Per axis: u and v in 1..n. 64 channels are 8 of cosines, or 4 of cosines and sines."""
     state: int = 1024
+    """Of the LSTM; not used in one shot."""
     query_hidden: int = 1024
+    """Of the query network; used only where queries come from the state."""
     readout_hidden: int = 1024
     scaled: bool = False
     """Divide the attention logits by the root of the query's length. Off: as in the paper."""
@@ -85,6 +70,16 @@ class AttentionSettings:
             value = getattr(self, name)
             require(value >= 1, f"model.attention.{name}", value, "at least 1")
 
+    @property
+    def basis_channels(self) -> int:
+        waves = self.basis_frequencies * (2 if self.basis is Basis.fourier else 1)
+        return waves**2
+
+    @property
+    def query_length(self) -> int:
+        """Key channels with the basis."""
+        return self.key_channels + self.basis_channels
+
 
 @dataclass(kw_only=True)
 class ModelSettings:
@@ -97,6 +92,8 @@ class ModelSettings:
     attention: AttentionSettings | None = None
     unroll: int = 1
     """k of S3TA-k: how many glances the controller takes before it answers."""
+    mlp_head: list[int] = field(default_factory=list)
+    """Hidden layers between average pooling and logits; none in a usual ResNet."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     """Per channel, in units of `input_range`; as many as the images have channels."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
@@ -150,6 +147,18 @@ class ModelSettings:
                 "so that some are left for values",
             )
         require(
+            all(width >= 1 for width in self.mlp_head),
+            "model.mlp_head",
+            self.mlp_head,
+            "a list of whole numbers of at least 1, or empty",
+        )
+        require(
+            self.attention is None or not self.mlp_head,
+            "model.mlp_head",
+            self.mlp_head,
+            "empty for a model with attention (attention.readout_hidden is its MLP)",
+        )
+        require(
             len(self.mean) == len(self.std) and len(self.mean) in (1, 3),
             "model.mean and model.std",
             [self.mean, self.std],
@@ -166,11 +175,23 @@ class ModelSettings:
         return len(self.mean)
 
     @property
+    def answer_length(self) -> int:
+        """Value channels with the basis: what a head reads from the map."""
+        assert self.attention is not None
+        a = self.attention
+        return self.vision.channels - a.key_channels + a.basis_channels
+
+    @property
     def name(self) -> str:
         """What a reader calls the model: `S3TA-4`, `ResNet-152` by its layers, or the factory."""
         if self.factory is not None:
             return self.factory.partition(":")[2]
-        if self.attention is not None:
-            return f"S3TA-{self.unroll}"
-        layers = sum(self.vision.depths) * (3 if self.vision.block is Block.bottleneck else 2) + 2
-        return f"ResNet-{layers}"
+        if self.attention is None:
+            return self.vision.name + (" MLP" if self.mlp_head else "")
+        a = self.attention
+        words = [f"S3TA-{self.unroll}", a.queries.value, a.basis.value, "scaled" * a.scaled]
+        # The net is said where it is neither the paper's nor a plain one that is not ImageNet's.
+        small = len(self.vision.depths) != 4 and self.vision.name == self.vision.plain_name
+        if not small and self.vision.name != VisionSettings().name:
+            words.append(f"on {self.vision.name}")
+        return " ".join(filter(None, words))

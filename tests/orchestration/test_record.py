@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from tiny import model, train_job
 
-from s3ta.settings import AttackSettings, Dtype, EngineSettings, ModelSettings, TrainSettings
+from s3ta.settings import (
+    AttackSettings,
+    Denoise,
+    Dtype,
+    EngineSettings,
+    ModelSettings,
+    TrainSettings,
+)
 from s3ta.trajectory import trajectories
 from s3ta_platform.jobs import EvaluateJob
 from s3ta_platform.record import content_key, plain, trial_key
@@ -75,11 +82,14 @@ LISTS: dict[str, dict[str, Any]] = {
     "mean": {"mean": [0.3]},
     "std": {"std": [0.3]},
     "decay_epochs": {"decay_epochs": [1.0]},
+    "squeeze_reduction": {"squeeze_reduction": 4},
+    "denoise": {"denoise": Denoise.gaussian},
+    "mlp_head": {"mlp_head": [8], "attention": None, "unroll": 1},
     "stem_kernel": {"stem_kernel": 5},
     "batch": {"batch": 96},
     "microbatch": {"microbatch": 16},
 }
-"""Fields whose other value must fit to their neighbours'."""
+"""Fields whose other value must fit to their neighbours', or that have none."""
 
 OWN_MODELS = ("factory", "input_range")
 """Of models that are not trained here."""
@@ -88,12 +98,17 @@ OWN_MODELS = ("factory", "input_range")
 def test_every_setting_of_model_and_training_is_in_the_key() -> None:
     models = {f"model.{n}": key(model_=m) for n, m in variants(model()).items()}
     trains = {f"train.{n}": key(train=t) for n, t in variants(TRAIN).items()}
-    assert len(models) == 18
+    assert len(models) == 24
     assert len(trains) == 19
     keys = {"as it is": key(), **models, **trains}
     same = [n for n in keys if n != "as it is" and keys[n] == keys["as it is"]]
     assert same == []
     assert len(set(keys.values())) == len(keys)
+
+
+def test_the_mlp_head_is_in_the_key_of_a_model_without_attention() -> None:
+    plain_model = replace(model(), attention=None, unroll=1)
+    assert key(replace(plain_model, mlp_head=[8])) != key(plain_model)
 
 
 @pytest.mark.parametrize("change", [{"train_images": 8}, {"subset_seed": 3}, {"image_size": 14}])

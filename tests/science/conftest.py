@@ -1,7 +1,8 @@
 """Small models and images for the science tests. All their numbers come from Philox draws and plain
 float32 products, so they are the same bits on every processor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from s3ta.batch import Batch
 from s3ta.draws import Key, Purpose
 from s3ta.engine import Engine, make_engine
-from s3ta.model import S3TA, PlainResNet, build
+from s3ta.model import Model, build
 from s3ta.settings import (
     AttackSettings,
     AttentionSettings,
@@ -23,6 +24,7 @@ from s3ta.settings import (
 from s3ta.tally import Rows
 from s3ta.trajectory import Trajectory, trajectories
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 CENTRE_AND_HALF = {"running_mean": (0.0, 0.3), "running_var": (1.0, 0.5)}
 
 
@@ -37,8 +39,8 @@ def tiny_settings() -> Callable[..., ModelSettings]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Callable[..., PlainResNet | S3TA]:
-    """(unroll, classes=5, seed=0, channels=1, block=basic): S3TA, or with unroll None a ResNet.
+def tiny_model() -> Callable[..., Model]:
+    """(unroll, classes=5, seed=0, settings of the model): S3TA, or with unroll None a ResNet.
 
     Neither its predictions nor the statistics of its BatchNorms are trivial.
     """
@@ -75,10 +77,12 @@ def assert_same() -> Callable[[Rows, Rows], None]:
 def _settings(
     unroll: int | None = None,
     channels: int = 1,
-    scaled: bool = False,
     block: Block = Block.basic,
+    vision: Mapping[str, Any] = NOTHING,
+    **attention: Any,
 ) -> ModelSettings:
-    vision = VisionSettings(
+    """`vision` and `attention` are further settings of those two; the latter for an unroll only."""
+    net = VisionSettings(
         block=block,
         depths=[1, 1],
         widths=[8, 12],
@@ -87,33 +91,28 @@ def _settings(
         stem_kernel=3,
         stem_stride=1,
         stem_pool=False,
+        **vision,
     )
-    attention = AttentionSettings(
+    controller = AttentionSettings(
         heads=2,
         key_channels=4,
         basis_frequencies=2,
         state=12,
         query_hidden=12,
         readout_hidden=12,
-        scaled=scaled,
+        **attention,
     )
     return ModelSettings(
-        vision=vision,
-        attention=None if unroll is None else attention,
+        vision=net,
+        attention=None if unroll is None else controller,
         unroll=unroll or 1,
         mean=[0.4, 0.5, 0.6][:channels],
         std=[0.2, 0.3, 0.4][:channels],
     )
 
 
-def _model(
-    unroll: int | None = None,
-    classes: int = 5,
-    seed: int = 0,
-    channels: int = 1,
-    block: Block = Block.basic,
-) -> PlainResNet | S3TA:
-    model = build(_settings(unroll, channels, block=block), classes, seed=0)
+def _model(unroll: int | None = None, classes: int = 5, seed: int = 0, **settings: Any) -> Model:
+    model = build(_settings(unroll, **settings), classes, seed=0)
     with torch.no_grad():
         for index, (name, values) in enumerate(model.state_dict().items()):
             if values.is_floating_point():

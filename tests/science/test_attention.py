@@ -130,3 +130,63 @@ def _by_hand(model: S3TA, image: Tensor, steps: int) -> Tensor:
         hidden = torch.sigmoid(leave) * torch.tanh(cell)
     middle = (w["readout.0.weight"] @ hidden + w["readout.0.bias"]).clamp(min=0)
     return w["readout.2.weight"] @ middle + w["readout.2.bias"]
+
+
+# Mistakes of public replications.
+
+
+def test_queries_and_read_out_take_the_hidden_state_and_not_the_cell(tiny_model: Models) -> None:
+    """A replication keeps the other vector as h."""
+    model, images = tiny_model(3).double(), _images()
+    asked: list[Tensor] = []
+    read: list[Tensor] = []
+    left: list[tuple[Tensor, Tensor]] = []
+    model.get_submodule("query").register_forward_pre_hook(lambda _, args: asked.extend(args))
+    model.readout.register_forward_pre_hook(lambda _, args: read.extend(args))
+    model.core.register_forward_hook(lambda _, args, output: left.append(output))
+    model(images)
+    hidden = [h for h, _ in left]
+    assert torch.equal(asked[0], model.initial_hidden.expand(2, -1))
+    assert torch.equal(asked[1], hidden[0])
+    assert torch.equal(asked[2], hidden[1])
+    assert [torch.equal(x, hidden[2]) for x in read] == [True]
+    # torch gives (h, c); |h| < 1 is what a gate times a tanh can be, c is another vector.
+    assert all((h - c).abs().max() > 1e-3 and h.abs().max() < 1 for h, c in left)
+
+
+def test_the_state_handed_to_a_step_is_the_one_that_the_step_before_left(
+    tiny_model: Models,
+) -> None:
+    """A replication starts every step from zeros."""
+    model = tiny_model(3).double()
+    entered: list[tuple[Tensor, Tensor]] = []
+    left: list[tuple[Tensor, Tensor]] = []
+    model.core.register_forward_pre_hook(lambda _, args: entered.append(args[1]))
+    model.core.register_forward_hook(lambda _, args, output: left.append(output))
+    model(_images())
+    assert len(entered) == 3
+    for (h_in, c_in), (h_out, c_out) in zip(entered[1:], left, strict=False):
+        assert torch.equal(h_in, h_out)
+        assert torch.equal(c_in, c_out)
+
+
+def test_moving_the_image_moves_the_map(
+    tiny_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replication reshapes (C, H, W) to (P, C), which scrambles places and channels.
+
+    Without the basis in the query, a map on moved features is the moved map.
+    """
+    model = tiny_model(1).double()
+    with torch.no_grad():
+        for head in (0, 1):
+            model.get_parameter("query.2.weight")[head * 8 + 4 : head * 8 + 8] = 0
+            model.get_parameter("query.2.bias")[head * 8 + 4 : head * 8 + 8] = 0
+    features = torch.randn(1, 12, 3, 5, generator=torch.Generator().manual_seed(2)).double()
+    monkeypatch.setattr(model.vision, "features", lambda _: features)
+    before = model.trace(torch.zeros(1, 1, 6, 10).double()).maps_BTQHW
+    moved = features.roll((1, 2), dims=(2, 3))
+    monkeypatch.setattr(model.vision, "features", lambda _: moved)
+    after = model.trace(torch.zeros(1, 1, 6, 10).double()).maps_BTQHW
+    torch.testing.assert_close(after, before.roll((1, 2), dims=(3, 4)))
+    assert (after - before).abs().max() > 1e-3

@@ -1,6 +1,7 @@
 """The fast copy of a model answers as the model does; models unfit for comparison are refused."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,15 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3ta.batch import Batch, to_unit
-from s3ta.engine import Engine, make_engine
+from s3ta.engine import Engine, _folded, make_engine
 from s3ta.errors import UserError
-from s3ta.model import S3TA, PlainResNet
-from s3ta.settings import Block, Dtype, EngineSettings
+from s3ta.model import PlainResNet
+from s3ta.settings import Block, Denoise, Dtype, EngineSettings
 
-Models = Callable[..., PlainResNet | S3TA]
+Models = Callable[..., PlainResNet]
 Batches = Callable[..., Batch]
 SHAPE = (1, 6, 6)
 PLAIN = EngineSettings(fold=False, channels_last=False)
+EXTRAS: dict[str, dict[str, Any]] = {
+    "squeeze-and-excite": {"squeeze_reduction": 2},
+    "gaussian": {"denoise": Denoise.gaussian},
+    "dot product": {"denoise": Denoise.dot_product},
+    "both": {"squeeze_reduction": 2, "denoise": Denoise.gaussian},
+}
 
 
 def _fast_model(engine: Engine) -> nn.Module:
@@ -44,6 +51,39 @@ def test_the_folded_copy_gives_the_models_logits_and_gradients(
     ]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
     assert torch.equal(engine.judged(images), expected_BC)
+
+
+@pytest.mark.parametrize("unroll", [None, 2])
+@pytest.mark.parametrize("block", list(Block))
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_folding_goes_on_where_a_net_squeezes_or_denoises(
+    extra: str, block: Block, unroll: int | None, tiny_model: Models
+) -> None:
+    """At 8 x 8 and 4 x 4 places: with 3 x 3 some products depend on the place in a tile."""
+    model = tiny_model(unroll, block=block, vision=EXTRAS[extra])
+    engine = make_engine(model, EngineSettings(), (1, 8, 8), tile=4)
+    assert engine.folded
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in _fast_model(engine).modules())
+
+
+@pytest.mark.parametrize("block", list(Block))
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_what_squeezes_or_denoises_answers_as_before_when_folded(
+    extra: str, block: Block, tiny_model: Models
+) -> None:
+    """In float64: softmax and gates amplify rounding, and then tolerances would hide mistakes."""
+    model = tiny_model(None, block=block, vision=EXTRAS[extra]).double().requires_grad_(False)
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    fast, folded = _folded(model, images)
+    assert folded
+    x, y = images.clone().requires_grad_(), images.clone().requires_grad_()
+    logits_BC, expected_BC = fast(x), model(y)
+    torch.testing.assert_close(logits_BC, expected_BC, rtol=1e-8, atol=1e-8)
+    gradients = [
+        torch.autograd.grad(F.relu(z).sum(), i)[0] for z, i in ((logits_BC, x), (expected_BC, y))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+    assert gradients[0].abs().max() > 1e-3
 
 
 def test_folding_needs_the_statistics_and_not_only_the_weights(

@@ -73,7 +73,7 @@ def test_the_resnet_averages_its_last_map_into_one_linear_layer(
 ) -> None:
     model = tiny_model(None)
     features_BCHW = model.vision.features((IMAGES - 0.4) / 0.2)
-    weight, bias = model.vision.fc.weight, model.vision.fc.bias
+    weight, bias = (model.get_parameter(f"vision.fc.{name}") for name in ("weight", "bias"))
     expected = torch.einsum("bchw,kc->bk", features_BCHW, weight) / 15 + bias
     torch.testing.assert_close(model(IMAGES), expected)
 

@@ -12,11 +12,14 @@ from s3ta.errors import UserError
 from s3ta.settings import (
     AttackSettings,
     AttentionSettings,
+    Basis,
     Block,
+    Denoise,
     Goal,
     Loss,
     Mode,
     ModelSettings,
+    Queries,
     TrainAttackSettings,
     TrainSettings,
     VisionSettings,
@@ -39,6 +42,30 @@ NAN = float("nan")
         (VisionSettings, {"strides": [1, 2]}, "model.vision", "[1, 2]", "as many depths as widths"),
         (VisionSettings, {"stem_channels": 0}, "model.vision.stem_channels", "0", "at least 1"),
         (VisionSettings, {"stem_kernel": 4}, "model.vision.stem_kernel", "4", "an odd number"),
+        (VisionSettings, {"widen": 0.0}, "model.vision.widen", "0.0", "positive and finite"),
+        (VisionSettings, {"widen": NAN}, "model.vision.widen", "nan", "positive and finite"),
+        (VisionSettings, {"widen": 0.001}, "model.vision.widen", "0.001", "each width at least 1"),
+        (
+            VisionSettings,
+            {"squeeze_reduction": 257},
+            "model.vision.squeeze_reduction",
+            "257",
+            "from 1 to 256, the channels of the narrowest stage",
+        ),
+        (
+            VisionSettings,
+            {"squeeze_reduction": 0},
+            "model.vision.squeeze_reduction",
+            "0",
+            "from 1 to",
+        ),
+        (
+            VisionSettings,
+            {"block": Block.basic, "widths": [1, 2, 2, 2], "denoise": Denoise.gaussian},
+            "model.vision.denoise",
+            "gaussian",
+            "null or dot_product",
+        ),
         (AttentionSettings, {"heads": 0}, "model.attention.heads", "0", "at least 1"),
         (AttentionSettings, {"state": -2}, "model.attention.state", "-2", "at least 1"),
         (ModelSettings, {"unroll": 0}, "model.unroll", "0", "at least 1"),
@@ -49,6 +76,14 @@ NAN = float("nan")
             "model.attention.key_channels",
             "2048",
             "less than the last feature map's 2048 channels",
+        ),
+        (ModelSettings, {"mlp_head": [8, 0]}, "model.mlp_head", "[8, 0]", "at least 1, or empty"),
+        (
+            ModelSettings,
+            {"mlp_head": [8], "attention": AttentionSettings()},
+            "model.mlp_head",
+            "[8]",
+            "empty for a model with attention",
         ),
         (ModelSettings, {"mean": [0.5]}, "model.mean and model.std", "[0.5]", "one number each"),
         (ModelSettings, {"std": [0.1, 0.0, 0.1]}, "model.std", "0.0", "positive"),
@@ -139,11 +174,58 @@ def test_the_defaults_are_the_papers_model_and_recipe() -> None:
     assert (train.attack.epsilon_255, train.attack.steps) == (16.0, 10)
 
 
-def test_models_and_attacks_have_the_names_that_tables_show() -> None:
-    assert ModelSettings().name == "ResNet-152"
-    assert ModelSettings(attention=AttentionSettings(), unroll=16).name == "S3TA-16"
-    small = VisionSettings(block=Block.basic, depths=[2, 2, 2, 2])
-    assert ModelSettings(vision=small).name == "ResNet-18"
+USUAL = {"strides": [1, 2, 2, 2]}
+SMALL: dict[str, Any] = {"block": Block.basic, "depths": [1], "widths": [64], "strides": [2]}
+VISION_NAMES: list[tuple[dict[str, Any], str]] = [
+    ({}, "ResNet-152 (1,2,1,1)"),
+    (USUAL, "ResNet-152"),
+    ({**USUAL, "block": Block.basic, "depths": [2, 2, 2, 2]}, "ResNet-18"),
+    (SMALL, "ResNet-4"),
+    ({**USUAL, "squeeze_reduction": 16}, "SE-ResNet-152"),
+    ({**USUAL, "denoise": Denoise.gaussian}, "ResNet-152 denoise"),
+    ({**USUAL, "denoise": Denoise.dot_product}, "ResNet-152 denoise-dot"),
+    ({"widen": 1.25}, "ResNet-152 (1,2,1,1) x1.25"),
+    ({**SMALL, "squeeze_reduction": 4, "denoise": Denoise.gaussian}, "SE-ResNet-4 denoise"),
+]
+ATTENTION_NAMES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {}, "S3TA-16"),
+    ({"queries": Queries.uniform}, {}, "S3TA-16 uniform"),
+    ({"queries": Queries.fixed}, {}, "S3TA-16 fixed queries"),
+    ({"queries": Queries.one_shot}, {}, "S3TA-16 one-shot"),
+    ({"basis": Basis.fourier, "scaled": True}, {}, "S3TA-16 fourier scaled"),
+    ({"key_channels": 8}, SMALL, "S3TA-16"),
+    ({}, USUAL, "S3TA-16 on ResNet-152"),
+    ({"key_channels": 8}, {**SMALL, "widen": 2.0}, "S3TA-16 on ResNet-4 x2"),
+    (
+        {"queries": Queries.fixed},
+        {"squeeze_reduction": 16},
+        "S3TA-16 fixed queries on SE-ResNet-152 (1,2,1,1)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("vision", "name"), VISION_NAMES, ids=[n for _, n in VISION_NAMES])
+def test_a_resnet_is_called_by_its_layers_and_what_it_has_more(
+    vision: dict[str, Any], name: str
+) -> None:
+    settings = VisionSettings(**vision)
+    assert ModelSettings(vision=settings).name == name
+    assert ModelSettings(vision=settings, mlp_head=[8]).name == f"{name} MLP"
+
+
+@pytest.mark.parametrize(
+    ("attention", "vision", "name"), ATTENTION_NAMES, ids=[n for *_, n in ATTENTION_NAMES]
+)
+def test_s3ta_is_called_by_its_unroll_and_what_is_not_the_papers(
+    attention: dict[str, Any], vision: dict[str, Any], name: str
+) -> None:
+    settings = ModelSettings(
+        vision=VisionSettings(**vision), attention=AttentionSettings(**attention), unroll=16
+    )
+    assert settings.name == name
+
+
+def test_own_models_and_attacks_have_the_names_that_tables_show() -> None:
     assert ModelSettings(factory="mine.models:build").name == "build"
     assert AttackSettings(epsilon_255=25.5).name == "pgd_targeted_eps25.5"
     cheap = AttackSettings(goal=Goal.untargeted, loss=Loss.margin, mode=Mode.until_success)

@@ -1,5 +1,9 @@
 """The ResNet: torchvision's names, the paper's sizes, and a BatchNorm that moves nothing itself."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,62 +13,36 @@ from s3ta.settings import Block, VisionSettings
 from s3ta.vision import BasicBlock, BatchNorm, Bottleneck, ResNet
 
 PAPER_STRIDES, USUAL_STRIDES = [1, 2, 1, 1], [1, 2, 2, 2]
-BATCHNORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+DATA = Path(__file__).parent / "data"
 
 
-def _resnet(block: Block, depths: list[int], strides: list[int]) -> ResNet:
-    settings = VisionSettings(block=block, depths=depths, strides=strides)
+def _resnet(depths: list[int], strides: list[int], **vision: Any) -> ResNet:
+    settings = VisionSettings(depths=depths, strides=strides, **vision)
     with torch.device("meta"):
         return ResNet(settings, channels=3, classes=1000)
 
 
-def _torchvision_shapes(block: Block, depths: list[int]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of torchvision's resnet*().state_dict(), from its rule."""
-    shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7)}
-
-    def norm(name: str, channels: int) -> None:
-        shapes.update({f"{name}.{part}": (channels,) for part in BATCHNORM[:4]})
-        shapes[f"{name}.num_batches_tracked"] = ()
-
-    norm("bn1", 64)
-    inputs = 64
-    for stage, depth in enumerate(depths, 1):
-        width = 64 * 2 ** (stage - 1)
-        outputs = 4 * width if block is Block.bottleneck else width
-        kernels = (1, 3, 1) if block is Block.bottleneck else (3, 3)
-        for at in range(depth):
-            name, channels = f"layer{stage}.{at}", inputs
-            for i, kernel in enumerate(kernels, 1):
-                out = outputs if i == len(kernels) else width
-                shapes[f"{name}.conv{i}.weight"] = (out, channels, kernel, kernel)
-                norm(f"{name}.bn{i}", out)
-                channels = out
-            # Where the stride is not 1 or channels differ: only at the start of a stage.
-            if at == 0 and (stage > 1 or inputs != outputs):
-                shapes[f"{name}.downsample.0.weight"] = (outputs, inputs, 1, 1)
-                norm(f"{name}.downsample.1", outputs)
-            inputs = outputs
-    shapes.update({"fc.weight": (1000, inputs), "fc.bias": (1000,)})
-    return shapes
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "torchvision_resnet18": {"depths": [2, 2, 2, 2], "block": Block.basic},
+    "torchvision_resnet50": {"depths": [3, 4, 6, 3]},
+    "torchvision_resnet101": {"depths": [3, 4, 23, 3]},
+    "torchvision_resnet152": {"depths": [3, 8, 36, 3]},
+    "timm_resnet50": {"depths": [3, 4, 6, 3]},
+    "timm_resnet101": {"depths": [3, 4, 23, 3]},
+    "timm_resnet152": {"depths": [3, 8, 36, 3]},
+    "timm_seresnet152": {"depths": [3, 8, 36, 3], "squeeze_reduction": 16},
+}
 
 
 @pytest.mark.parametrize("strides", [USUAL_STRIDES, PAPER_STRIDES])
-@pytest.mark.parametrize(
-    ("block", "depths", "parameters"),
-    [
-        (Block.basic, [2, 2, 2, 2], 11_689_512),
-        (Block.bottleneck, [3, 4, 6, 3], 25_557_032),
-        (Block.bottleneck, [3, 8, 36, 3], 60_192_808),
-    ],
-)
-def test_weights_have_torchvisions_names_and_shapes(
-    block: Block, depths: list[int], parameters: int, strides: list[int]
+@pytest.mark.parametrize("published", PUBLISHED)
+def test_weights_have_the_names_and_shapes_of_published_ones(
+    published: str, strides: list[int]
 ) -> None:
-    model = _resnet(block, depths, strides)
-    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == _torchvision_shapes(
-        block, depths
-    )
-    assert sum(p.numel() for p in model.parameters()) == parameters
+    """The lists were written by those libraries: data/*.json say by which release and call."""
+    listed = json.loads((DATA / f"{published}.json").read_text())["shapes"]
+    own = _resnet(strides=strides, **PUBLISHED[published]).state_dict()
+    assert {name: list(values.shape) for name, values in own.items()} == listed
 
 
 @pytest.mark.parametrize(
@@ -74,7 +52,7 @@ def test_weights_have_torchvisions_names_and_shapes(
 def test_resnet_152_has_the_known_map_and_cost(
     strides: list[int], size: int, giga_multiply_adds: float
 ) -> None:
-    model = _resnet(Block.bottleneck, [3, 8, 36, 3], strides).eval()
+    model = _resnet([3, 8, 36, 3], strides).eval()
     images = torch.empty(1, 3, 224, 224, device="meta")
     assert model.features(images).shape == (1, 2048, size, size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -101,6 +79,14 @@ def test_a_block_adds_branch_and_shortcut_before_the_relu() -> None:
     torch.testing.assert_close(block(x), x + 2)
 
 
+def test_widening_multiplies_every_width_and_the_stems() -> None:
+    model = _resnet([1, 1, 1, 1], USUAL_STRIDES, widen=1.25)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    assert shapes["conv1.weight"] == (80, 3, 7, 7)
+    assert [shapes[f"layer{i}.0.conv2.weight"][0] for i in (1, 2, 3, 4)] == [80, 160, 320, 640]
+    assert shapes["fc.weight"] == (1000, 2560)
+
+
 def test_convolutions_start_with_variance_two_over_fan_out() -> None:
     torch.manual_seed(0)
     settings = VisionSettings(block=Block.basic, depths=[1], widths=[128], strides=[1])
@@ -111,9 +97,9 @@ def test_convolutions_start_with_variance_two_over_fan_out() -> None:
 def test_the_final_layer_starts_small_and_unbiased() -> None:
     torch.manual_seed(0)
     settings = VisionSettings(block=Block.basic, depths=[1], widths=[64], strides=[1])
-    fc = ResNet(settings, classes=1000).fc
-    assert fc.weight.std().item() == pytest.approx(0.01, rel=0.02)
-    assert not fc.bias.any()
+    model = ResNet(settings, classes=1000)
+    assert model.get_parameter("fc.weight").std().item() == pytest.approx(0.01, rel=0.02)
+    assert not model.get_parameter("fc.bias").any()
 
 
 def _twins() -> tuple[BatchNorm, nn.BatchNorm2d]:
