@@ -7,7 +7,15 @@ are lower case because YAML names them.
 from s3ta.settings.attacks import AttackSettings, Dtype, EngineSettings, Goal, Loss, Mode
 from s3ta.settings.checks import require
 from s3ta.settings.models import AttentionSettings, Block, ModelSettings, VisionSettings
-from s3ta.settings.training import Augmentation, Schedule, TrainAttackSettings, TrainSettings
+from s3ta.settings.training import (
+    Augmentation,
+    LinearitySettings,
+    Objective,
+    Schedule,
+    StageSettings,
+    TrainAttackSettings,
+    TrainSettings,
+)
 
 __all__ = [
     "AttackSettings",
@@ -17,10 +25,13 @@ __all__ = [
     "Dtype",
     "EngineSettings",
     "Goal",
+    "LinearitySettings",
     "Loss",
     "Mode",
     "ModelSettings",
+    "Objective",
     "Schedule",
+    "StageSettings",
     "TrainAttackSettings",
     "TrainSettings",
     "VisionSettings",
