@@ -26,6 +26,8 @@ class Purpose(IntEnum):
     EVAL_NOISE = 8
     WEIGHTS = 9  # of models in tests, whose golden numbers hold on every processor
     PROBE = 10  # images that a model is checked with before it is attacked
+    LINEARITY_START = 11
+    DISTORTION = 12  # crops and colours
     SPSA = 20
     SQUARE = 21
 

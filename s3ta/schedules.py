@@ -1,8 +1,9 @@
-"""The learning rate as a pure function of training's progress."""
+"""What changes while a model trains, as pure functions of training's progress."""
 
 import math
+from dataclasses import dataclass, replace
 
-from s3ta.settings import Schedule, TrainSettings
+from s3ta.settings import Schedule, TrainAttackSettings, TrainSettings
 
 
 def learning_rate(settings: TrainSettings, epoch: float) -> float:
@@ -14,3 +15,25 @@ def learning_rate(settings: TrainSettings, epoch: float) -> float:
         return s.learning_rate * s.decay ** sum(epoch >= boundary for boundary in s.decay_epochs)
     done = (epoch - s.warmup_epochs) / max(s.epochs - s.warmup_epochs, 1e-9)
     return s.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What an epoch trains with."""
+
+    unroll: int | None
+    """Glances of the model, in the attack and in the update; None for the model's own."""
+    attack: TrainAttackSettings
+
+
+def stage_at(settings: TrainSettings, epoch: int) -> Stage:
+    """The curriculum's stage of an epoch: the last one that has begun."""
+    begun = [stage for stage in settings.curriculum if stage.from_epoch <= epoch]
+    if not begun:
+        return Stage(None, settings.attack)
+    stage, attack = begun[-1], settings.attack
+    if stage.attack_steps is not None:
+        attack = replace(attack, steps=stage.attack_steps)
+    if stage.epsilon_255 is not None:
+        attack = replace(attack, epsilon_255=stage.epsilon_255)
+    return Stage(stage.unroll, attack)

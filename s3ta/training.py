@@ -1,12 +1,13 @@
-"""One adversarial training step, cut into microbatches that any number of workers may share.
+"""One training step, cut into microbatches that any number of workers may share.
 
 A step's images are a fixed list of microbatches. BatchNorm normalises one microbatch; gradients and
 BatchNorm statistics of all of them are added in float64, over all workers, and divided once. So the
 number of workers changes how long a step takes, not what it computes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from s3ta.batch import Batch, to_unit
 from s3ta.draws import Key, Purpose
 from s3ta.engine import frozen
 from s3ta.objective import cross_entropy
-from s3ta.settings import Augmentation, Goal, TrainSettings
+from s3ta.objectives import least_linear, linearity, paired
+from s3ta.schedules import stage_at
+from s3ta.settings import Augmentation, Goal, Objective, TrainSettings
+from s3ta.threat import LinfBall
 from s3ta.trajectory import training_trajectory
 from s3ta.vision import batchnorms
 
@@ -40,9 +44,10 @@ class StepReport:
     """What one step over the whole batch saw."""
 
     loss: float
-    """Mean training loss, smoothed as configured, on the attacked images."""
+    """Mean of what training minimises, smoothed as configured."""
     adversarial_top1: float
-    """Share of the attacked images classified rightly, in training mode."""
+    """Share of the images classified rightly, in training mode: attacked as far as the objective
+    attacks them, so clean ones for plain, and those of its search for llr."""
 
 
 def epoch_order(image_ids: Ids, settings: TrainSettings, epoch: int) -> Ids:
@@ -126,27 +131,32 @@ def attack_microbatch(
     device: str,
 ) -> tuple[Tensor, Tensor]:
     """Attacked images and their labels. `index` is the microbatch's place in the step."""
-    seed, attack = settings.seed, settings.attack
-    dtype = next(model.parameters()).dtype
-    images = _augmented(batch, settings, moment, device).to(dtype)
-    labels_B = torch.from_numpy(batch.labels_B).to(device)
-    if attack.steps == 0:
+    seed, stage = settings.seed, stage_at(settings, moment.epoch)
+    images, labels_B = clean_microbatch(model, batch, settings, moment, device)
+    if settings.objective is Objective.plain or stage.attack.steps == 0:
         return images, labels_B
     target_key = Key(seed, Purpose.TRAIN_TARGET, moment.epoch)
     targets_B = None
-    if attack.goal is Goal.random_target:
+    if stage.attack.goal is Goal.random_target:
         targets = target_key.wrong_classes(batch.image_ids_B, batch.labels_B, classes)
         targets_B = torch.from_numpy(targets).to(device)
     # One coin per microbatch, as [55] has one per device batch.
     coin = Key(seed, Purpose.TRAIN_COIN, moment.epoch, moment.step).uniform([index], (1,))[0, 0]
     uniform = None
-    if coin >= attack.clean_start_share:
-        noise_key = Key(seed, Purpose.TRAIN_NOISE, moment.epoch)
-        draws = noise_key.uniform(batch.image_ids_B, batch.images_BCHW.shape[1:])
-        uniform = torch.from_numpy(draws).to(device, dtype)
+    if coin >= stage.attack.clean_start_share:
+        uniform = _uniform(Key(seed, Purpose.TRAIN_NOISE, moment.epoch), batch).to(images)
     with frozen(model) as f:
-        pgd = PGD(f, training_trajectory(attack), images, labels_B, targets_B)
+        trajectory = training_trajectory(stage.attack)
+        pgd = PGD(_unrolled(f, stage.unroll), trajectory, images, labels_B, targets_B)
         return pgd.run(pgd.begin(uniform)), labels_B
+
+
+def clean_microbatch(
+    model: nn.Module, batch: Batch, settings: TrainSettings, moment: Moment, device: str
+) -> tuple[Tensor, Tensor]:
+    """The images as they are before any attack, in the model's dtype, and their labels."""
+    images = _flipped(batch, settings, moment, device).to(next(model.parameters()).dtype)
+    return images, torch.from_numpy(batch.labels_B).to(device)
 
 
 def add_microbatch(
@@ -159,18 +169,85 @@ def add_microbatch(
     classes: int,
     device: str = "cpu",
 ) -> None:
-    """Attack a microbatch and add its gradient: towards the true label, on attacked images only."""
-    attacked, labels_B = attack_microbatch(model, batch, settings, moment, index, classes, device)
-    model.train()
-    logits_BC = model(attacked)
-    loss = cross_entropy(logits_BC, labels_B, settings.label_smoothing).mean()
+    """Add a microbatch's gradient of what training minimises."""
+    if settings.objective is Objective.llr:
+        losses_B, right_B = _linear(model, batch, settings, moment, device)
+    else:
+        attacked, labels_B = attack_microbatch(
+            model, batch, settings, moment, index, classes, device
+        )
+        losses_B, right_B = _classified(model, batch, attacked, labels_B, settings, moment)
+    loss = losses_B.mean()
     gradients = torch.autograd.grad(loss, sums.parameters)
-    sums.add(gradients, loss, (logits_BC.argmax(dim=1) == labels_B).sum())
+    sums.add(gradients, loss, right_B.sum())
 
 
-def _augmented(batch: Batch, settings: TrainSettings, moment: Moment, device: str) -> Tensor:
+def _classified(
+    model: nn.Module,
+    batch: Batch,
+    attacked: Tensor,
+    labels_B: Tensor,
+    settings: TrainSettings,
+    moment: Moment,
+) -> tuple[Tensor, Tensor]:
+    """Losses towards the true label, and which attacked images are classified rightly."""
+    smoothing = settings.label_smoothing
+    f = _unrolled(model.train(), stage_at(settings, moment.epoch).unroll)
+    if settings.objective is not Objective.alp:  # on attacked images only ([55])
+        logits_BC = f(attacked)
+        return cross_entropy(logits_BC, labels_B, smoothing), logits_BC.argmax(dim=1) == labels_B
+    images, _ = clean_microbatch(model, batch, settings, moment, str(attacked.device))
+    # One pass over both halves, as in the authors' public code: BatchNorm normalises them together,
+    # twice a microbatch, and that is what its running statistics see.
+    clean_BC, attacked_BC = f(torch.cat([images, attacked])).chunk(2)
+    losses_B = paired(clean_BC, attacked_BC, labels_B, settings.pairing_weight, smoothing)
+    return losses_B, attacked_BC.argmax(dim=1) == labels_B
+
+
+def _linear(
+    model: nn.Module, batch: Batch, settings: TrainSettings, moment: Moment, device: str
+) -> tuple[Tensor, Tensor]:
+    """Losses, and which images are classified rightly where the loss is least linear.
+
+    ASSUMPTION: l is one function throughout: cross-entropy, smoothed as configured; and BatchNorm
+    is in test mode while d is searched for. In the update each pass normalises its own images,
+    x + d and x, and the running statistics see those of x. (The authors' public code normalises
+    x + d by the statistics of x, here and in its search.)
+    """
+    stage, weights = stage_at(settings, moment.epoch), settings.linearity
+    images, labels_B = clean_microbatch(model, batch, settings, moment, device)
+    f = _unrolled(model, stage.unroll)
+
+    def loss(logits_BC: Tensor) -> Tensor:
+        return cross_entropy(logits_BC, labels_B, settings.label_smoothing)
+
+    epsilon = stage.attack.epsilon_255 / 255
+    ball = LinfBall.around(images, epsilon)
+    uniform = _uniform(Key(settings.seed, Purpose.LINEARITY_START, moment.epoch), batch)
+    start = ball.noise_start(images, epsilon, uniform.to(images))
+    with frozen(model):
+        offsets = least_linear(
+            lambda x: loss(f(x)), images, ball, start, stage.attack.steps, weights.search_rate
+        )
+    model.train()
+    found = linearity(f, loss, images, offsets)
+    return found.weighted(weights), found.moved_BC.argmax(dim=1) == labels_B
+
+
+def _unrolled(model: nn.Module, unroll: int | None) -> Callable[[Tensor], Tensor]:
+    """The model, taking so many glances; None for as many as it says itself."""
+    return model if unroll is None else partial(model, unroll=unroll)
+
+
+def _uniform(key: Key, batch: Batch) -> Tensor:
+    """Draws on [0, 1) of the images' shape."""
+    return torch.from_numpy(key.uniform(batch.image_ids_B, batch.images_BCHW.shape[1:]))
+
+
+def _flipped(batch: Batch, settings: TrainSettings, moment: Moment, device: str) -> Tensor:
+    """Images in [0, 1], flipped where only that is asked for; photos are augmented when read."""
     images = to_unit(batch.images_BCHW, device)
-    if settings.augmentation is Augmentation.none:
+    if settings.augmentation is not Augmentation.flip:
         return images
     key = Key(settings.seed, Purpose.FLIP, moment.epoch)
     flip_B = torch.from_numpy(key.uniform(batch.image_ids_B, (1, 1, 1)) < 0.5).to(device)

@@ -16,10 +16,29 @@ from s3ta.settings.attacks import (
     Start,
     Through,
 )
-from s3ta.settings.checks import require
-from s3ta.settings.models import AttentionSettings, Basis, ModelSettings, Queries
-from s3ta.settings.training import Augmentation, Schedule, TrainAttackSettings, TrainSettings
-from s3ta.settings.vision import Block, Denoise, VisionSettings
+from s3ta.settings.checks import (
+    require,
+)
+from s3ta.settings.models import (
+    AttentionSettings,
+    Basis,
+    ModelSettings,
+    Queries,
+)
+from s3ta.settings.training import (
+    Augmentation,
+    LinearitySettings,
+    Objective,
+    Schedule,
+    StageSettings,
+    TrainAttackSettings,
+    TrainSettings,
+)
+from s3ta.settings.vision import (
+    Block,
+    Denoise,
+    VisionSettings,
+)
 
 __all__ = [
     "AttackSettings",
@@ -32,12 +51,15 @@ __all__ = [
     "EngineSettings",
     "Goal",
     "Gradient",
+    "LinearitySettings",
     "Loss",
     "Mode",
     "ModelSettings",
+    "Objective",
     "Queries",
     "Rule",
     "Schedule",
+    "StageSettings",
     "Start",
     "Through",
     "TrainAttackSettings",

@@ -20,6 +20,22 @@ class Augmentation(Enum):
 
     none = "none"
     flip = "flip"
+    imagenet = "imagenet"
+    """Random crop, colour and flip of colour photos ([55]): see s3ta/augmentation.py."""
+
+
+class Objective(Enum):
+    """What training minimises: each is defined in s3ta/objectives.py."""
+
+    adversarial = "adversarial"
+    """Cross-entropy on attacked images."""
+    plain = "plain"
+    """Cross-entropy on clean images."""
+    alp = "alp"
+    """Adversarial logit pairing ([27]): both, and the distance between their logits."""
+    llr = "llr"
+    """Local linearity regularisation ([42]): clean images, and how far the loss around them is from
+    its tangent plane."""
 
 
 @dataclass(kw_only=True)
@@ -29,7 +45,7 @@ class TrainAttackSettings:
     goal: Goal = Goal.random_target
     epsilon_255: float = 16.0
     steps: int = 10
-    """0 trains on clean images."""
+    """0 trains on clean images. For llr: of its search for the worst place in the ball."""
     clean_start_share: float = 0.2
     """Probability that a microbatch starts from its clean images instead of uniform noise."""
 
@@ -47,10 +63,70 @@ class TrainAttackSettings:
 
 
 @dataclass(kw_only=True)
-class TrainSettings:
-    """Adversarial training. The defaults are the paper's ("following [55]", Xie et al.)."""
+class LinearitySettings:
+    """Weights of local linearity regularisation ([42]); its ball and its steps are the attack's.
 
+    The authors' public code, for CIFAR-10, has 2, 4 and 4 * 0.3, with 10 steps at 8/255.
+    """
+
+    # ASSUMPTION: the values for ImageNet are from memory, with 2 steps at 4/255 (train/llr.yaml).
+    loss_weight: float = 1.0
+    """Of the cross-entropy on clean images."""
+    nonlinearity_weight: float = 3.0
+    """Of |l(x + d) - l(x) - d grad l(x)|, for the d in the ball where it is largest."""
+    slope_weight: float = 6.0
+    """Of |d grad l(x)|, for the same d."""
+    search_rate: float = 0.1
+    """Adam's, in the search for d; in [0, 1] image units."""
+
+    def __post_init__(self) -> None:
+        for name in ("loss_weight", "nonlinearity_weight", "slope_weight"):
+            value = getattr(self, name)
+            require(
+                0 <= value < math.inf, f"train.linearity.{name}", value, "at least 0 and finite"
+            )
+        require(
+            0 < self.search_rate < math.inf,
+            "train.linearity.search_rate",
+            self.search_rate,
+            "positive and finite",
+        )
+
+
+@dataclass(kw_only=True)
+class StageSettings:
+    """One stage of a curriculum. What it leaves out is as model.unroll and train.attack say."""
+
+    from_epoch: int = 0
+    """The first epoch of the stage; it lasts until the next stage's."""
+    unroll: int | None = None
+    attack_steps: int | None = None
+    epsilon_255: float | None = None
+
+    def __post_init__(self) -> None:
+        name = "train.curriculum"
+        require(self.from_epoch >= 0, f"{name}.from_epoch", self.from_epoch, "at least 0")
+        for what, least in (("unroll", 1), ("attack_steps", 0)):
+            value = getattr(self, what)
+            good = value is None or value >= least
+            require(good, f"{name}.{what}", value, f"at least {least}, or null")
+        if self.epsilon_255 is not None:
+            require_epsilon(f"{name}.epsilon_255", self.epsilon_255)
+
+
+@dataclass(kw_only=True)
+class TrainSettings:
+    """Training. The defaults are the paper's ("following [55]", Xie et al.), but for augmentation:
+    theirs, `imagenet`, is for photos."""
+
+    objective: Objective = Objective.adversarial
     attack: TrainAttackSettings = field(default_factory=TrainAttackSettings)
+    pairing_weight: float = 0.5
+    """For alp: of the mean squared difference between clean and attacked logits ([27])."""
+    linearity: LinearitySettings = field(default_factory=LinearitySettings)
+    """For llr."""
+    curriculum: list[StageSettings] = field(default_factory=list)
+    """What changes from epoch to epoch; by default nothing."""
     epochs: int = 120
     batch: int = 1024
     """Images per update: a fixed list of microbatches, whatever the number of workers."""
@@ -89,7 +165,7 @@ class TrainSettings:
         for name in ("momentum", "label_smoothing", "batchnorm_decay"):
             value = getattr(self, name)
             require(0 <= value < 1, f"train.{name}", value, "at least 0 and below 1")
-        for name in ("weight_decay", "warmup_epochs"):
+        for name in ("weight_decay", "warmup_epochs", "pairing_weight"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"train.{name}", value, "at least 0 and finite")
         rising = self.decay_epochs == sorted(set(self.decay_epochs))
@@ -101,6 +177,31 @@ class TrainSettings:
         )
         require(
             0 <= self.seed < 2**63, "train.seed", self.seed, "a whole number from 0 to 2^63 - 1"
+        )
+        self._check_curriculum()
+        stages = [stage.attack_steps for stage in self.curriculum] or [None]
+        least = min(self.attack.steps if steps is None else steps for steps in stages)
+        require(
+            self.objective not in (Objective.alp, Objective.llr) or least >= 1,
+            "train.attack.steps",
+            least,
+            f"at least 1, in every stage, where train.objective is {self.objective.name} "
+            "(plain trains on clean images)",
+        )
+
+    def _check_curriculum(self) -> None:
+        starts = [stage.from_epoch for stage in self.curriculum]
+        require(
+            not starts or (starts[0] == 0 and starts == sorted(set(starts))),
+            "train.curriculum",
+            starts,
+            "stages whose from_epoch ascends, without repeats, from 0 at the first",
+        )
+        require(
+            not starts or starts[-1] < self.epochs,
+            "train.curriculum",
+            starts,
+            f"stages that begin before the end: from_epoch is below train.epochs ({self.epochs})",
         )
 
     @property

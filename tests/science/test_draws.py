@@ -77,6 +77,8 @@ def test_purposes_keep_their_numbers() -> None:
         "EVAL_NOISE": 8,
         "WEIGHTS": 9,
         "PROBE": 10,
+        "LINEARITY_START": 11,
+        "DISTORTION": 12,
         "SPSA": 20,
         "SQUARE": 21,
     }
