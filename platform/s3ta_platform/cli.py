@@ -69,9 +69,18 @@ def plan(file: File, overrides: Overrides = None) -> None:
     """Show what would run and what is done already. Starts nothing."""
     from rich.console import Console
 
-    from s3ta_platform.show_plan import show_plan
+    from s3ta_platform.compose import compose
+    from s3ta_platform.data_files import NoDataError
+    from s3ta_platform.plan import make_plan
+    from s3ta_platform.show_plan import show_estimate, show_plan
 
-    show_plan(Console(), _plan(file, overrides))
+    composed = compose(file, overrides or [])
+    try:
+        made = make_plan(composed)
+    except NoDataError as error:
+        show_estimate(Console(), composed, error)
+    else:
+        show_plan(Console(), made)
 
 
 @app.command()

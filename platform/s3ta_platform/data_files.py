@@ -56,6 +56,10 @@ class ImageFile:
     """pyarrow.parquet.FileMetaData."""
 
 
+class NoDataError(UserError):
+    """The data set is not there."""
+
+
 def resolve(location: str) -> list[Path]:
     """Parquet files at a file, a folder, a glob, or `sample:NAME`, sorted by name; at least one."""
     if location.startswith("sample:"):
@@ -68,7 +72,7 @@ def resolve(location: str) -> list[Path]:
     else:
         found = [path] if path.is_file() else []
     if not found:
-        raise UserError(
+        raise NoDataError(
             f"No Parquet file at {location!r}. Name a file, a folder with *.parquet files, a glob, "
             f"or a sample that ships with the package: {', '.join(_samples())}. "
             "`s3ta data import fashion-mnist` makes datasets/fashion_mnist/."

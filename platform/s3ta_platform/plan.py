@@ -48,6 +48,10 @@ class TrialPlan:
     test_ids: Ids
     test_digest: str
     device_class: str
+    image_size: int
+    """Side of the test images in pixels."""
+    train_images: int
+    """0 for a model of one's own."""
     ready: Trained | None = None
     """A model of one's own, which is not trained here."""
 
@@ -205,6 +209,8 @@ def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
         test_ids=evaluation_ids(data.images(e, e.data.test).ids_N, e.evaluate),
         test_digest=test.digest,
         device_class=device_class(device, e.cluster.threads),
+        image_size=data.images(e, e.data.test).shape_CHW[1],
+        train_images=model.train_images,
         ready=model.ready,
     )
 
@@ -217,6 +223,7 @@ class _Model:
     """Of the trial."""
     steps: int
     ready: Trained | None
+    train_images: int
 
 
 def _plan_training(e: Experiment, data: ExperimentData) -> _Model:
@@ -230,7 +237,8 @@ def _plan_training(e: Experiment, data: ExperimentData) -> _Model:
     check_attacked(e, test)
     steps = training_steps(e, train)
     data.images(e, e.data.train)  # opened here, so that no worker finds them unusable
-    return _Model(trial_key(e.model, e.train, e.data, train.digest), steps, None)
+    images = e.data.train_images or train.images
+    return _Model(trial_key(e.model, e.train, e.data, train.digest), steps, None, images)
 
 
 def _plan_own_model(e: Experiment, data: ExperimentData) -> _Model:
@@ -242,7 +250,7 @@ def _plan_own_model(e: Experiment, data: ExperimentData) -> _Model:
     shape_CHW = data.images(e, e.data.test).shape_CHW
     digest, parameters = describe(e.model, shape_CHW, len(test.class_names))
     key = content_key(result_version=RESULT_VERSION, model=digest)
-    return _Model(key, 0, Trained(step=0, model_digest=digest, parameters=parameters))
+    return _Model(key, 0, Trained(step=0, model_digest=digest, parameters=parameters), 0)
 
 
 def _check_tracking(e: Experiment) -> None:

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from s3ta.errors import UserError
 from s3ta_platform.attack_names import attack_title, has_own_step_size
+from s3ta_platform.costs import short_count
 from s3ta_platform.drawing import DPI, Drawing
 from s3ta_platform.figures import accuracy_against_steps, learning_curves, success_against_steps
 from s3ta_platform.pictures import attention_maps, image_grids
@@ -25,7 +26,7 @@ from s3ta_platform.summaries import (
     summarise,
     worst_case_names,
 )
-from s3ta_platform.tables import csv_text, has_published, short_count
+from s3ta_platform.tables import csv_text, has_published
 from s3ta_platform.tables import sections as table_sections
 
 SIDE_BY_SIDE = 6

@@ -64,9 +64,13 @@ class DataSettings:
     """Only for files that do not name their classes."""
     image_size: int | None = None
     """Side in pixels after resizing and cropping; None where all images have one size."""
+    declared_train_images: int | None = None
+    """How many images the files have, for a plan made before they are here; else unused."""
+    declared_test_images: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train_images", "classes", "image_size"):
+        counts = ("train_images", "declared_train_images", "declared_test_images")
+        for name in (*counts, "classes", "image_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"data.{name}", value, "at least 1, or null")
         require(self.subset_seed >= 0, "data.subset_seed", self.subset_seed, "at least 0")

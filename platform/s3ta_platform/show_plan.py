@@ -1,36 +1,170 @@
-"""A plan as a person reads it."""
+"""A plan as a person reads it: what would run, what is done, and what it costs."""
+
+from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from s3ta.errors import UserError
+from s3ta_platform.compose import Composed
+from s3ta_platform.costs import TrialCost, in_words, short_count, trial_cost
+from s3ta_platform.data_files import NoDataError
 from s3ta_platform.plan import Plan, TrialPlan, TrialState, trial_state
+from s3ta_platform.schema import Experiment
+from s3ta_platform.trial_names import trial_names
+
+NUMBERS = ("para-\nmeters", "training", "its\nMACs", "attacks", "their\nMACs")
+RIGHT = (NUMBERS[0], NUMBERS[2], NUMBERS[4])
 
 
 def show_plan(console: Console, plan: Plan) -> None:
-    """Print trials, keys, shards, and what is done already."""
+    """Print trials, keys, costs, shards, and what is done already."""
     e = plan.experiment
     states = [trial_state(plan.storage, t) for t in plan.trials]
-    table = Table(
-        title=f"{e.name}: what would run", title_justify="left", box=None, padding=(0, 2, 0, 0)
-    )
-    for column in ("trial", "key", "varied", "training", "attacks"):
-        table.add_column(column, no_wrap=column == "key", overflow="fold")
-    for trial, state in zip(plan.trials, states, strict=True):
+    costs = [_planned_cost(trial, plan) for trial in plan.trials]
+    table = _table(e.name, ("trial", "key", "varied", *NUMBERS))
+    for trial, state, cost in zip(plan.trials, states, costs, strict=True):
         varied = "\n".join(f"{k}={v}" for k, v in trial.point.items())
-        cells = (trial.name, trial.key, varied, _training(trial, state), _attacks(state))
-        table.add_row(*map(escape, cells))
+        numbers = _numbers(_training(trial, state), _attacks(state), cost)
+        table.add_row(*map(escape, (trial.name, trial.key, varied, *numbers)))
     console.print(table)
-    images = len(plan.trials[0].test_ids)
-    attacks = "; ".join(
-        f"{a.name}, read at {', '.join(map(str, a.readings))} steps"
-        for a in e.evaluate.attacks.values()
-    )
-    console.print(f"Each model is attacked on {images} test images: {attacks}.")
+    known = [cost for cost in costs if cost]
+    _show_attacks(console, e, len(plan.trials[0].test_ids), known)
     if any(s.trained is None for s in states):
         console.print("A shard's key holds its model's digest, so it is known after training.")
     complete = sum(s.complete for s in states)
     console.print(f"{complete} of {len(states)} trials are complete in {e.results}.")
+
+
+def show_estimate(console: Console, composed: Composed, absent: NoDataError) -> None:
+    """The same without data, from the numbers of images that the file declares, if it does."""
+    e, costs = composed.experiment, [_declared_cost(t.experiment) for t in composed.trials]
+    known = [cost for cost in costs if cost]
+    if len(known) < len(costs):
+        raise absent
+    table = _table(e.name, ("trial", "varied", *NUMBERS))
+    names = trial_names(composed.trials)
+    for trial, name, cost in zip(composed.trials, names, known, strict=True):
+        varied = "\n".join(f"{k}={v}" for k, v in trial.point.items())
+        train, images = trial.experiment.train, _declared(trial.experiment)[0]
+        steps = train.steps_per_epoch(images) * train.epochs
+        shards = sum(attack.shards for attack in cost.attacks)
+        numbers = _numbers(_updates(steps, train.batch), f"{shards:,} shards", cost)
+        table.add_row(*map(escape, (name, varied, *numbers)))
+    console.print(table)
+    _show_attacks(console, e, _declared(e)[1], known)
+    console.print(
+        "The data is not here yet, so numbers of images are those that the file declares, and keys "
+        f"are not known. {absent}",
+        markup=False,
+    )
+
+
+def _table(name: str, columns: Sequence[str]) -> Table:
+    table = Table(
+        title=f"{name}: what would run", title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
+    for column in columns:
+        kept = column not in ("trial", "varied", "training", "attacks")
+        justify: Literal["right", "left"] = "right" if column in RIGHT else "left"
+        table.add_column(column, no_wrap=kept, overflow="fold", justify=justify)
+    return table
+
+
+def _numbers(training: str, attacks: str, cost: TrialCost | None) -> tuple[str, ...]:
+    """The cells under NUMBERS."""
+    if cost is None:
+        return ("", training, "", attacks, "")
+    parameters = short_count(cost.parameters)
+    return (parameters, training, in_words(cost.training), attacks, in_words(cost.evaluation))
+
+
+def _planned_cost(trial: TrialPlan, plan: Plan) -> TrialCost | None:
+    """None for a model of one's own, whose cost only running it would tell."""
+    e = trial.experiment
+    if trial.ready is not None:
+        return None
+    return trial_cost(
+        e.model,
+        e.train,
+        e.evaluate,
+        size=trial.image_size,
+        classes=len(plan.class_names),
+        train_images=trial.train_images,
+        test_images=len(trial.test_ids),
+    )
+
+
+def _declared(e: Experiment) -> tuple[int, int]:
+    """Images to train on and to attack."""
+    train, test = e.data.declared_train_images, e.data.declared_test_images
+    assert train is not None
+    assert test is not None
+    return e.data.train_images or train, min(e.evaluate.images or test, test)
+
+
+def _declared_cost(e: Experiment) -> TrialCost | None:
+    d = e.data
+    sizes = (d.declared_train_images, d.declared_test_images, d.image_size, d.classes)
+    if e.model.factory is not None or None in sizes:
+        return None
+    assert d.image_size is not None
+    assert d.classes is not None
+    train, test = _declared(e)
+    return trial_cost(
+        e.model,
+        e.train,
+        e.evaluate,
+        size=d.image_size,
+        classes=d.classes,
+        train_images=train,
+        test_images=test,
+    )
+
+
+def _show_attacks(console: Console, e: Experiment, images: int, costs: Sequence[TrialCost]) -> None:
+    """The attacks, and their cost where all models' costs are known."""
+    if not e.evaluate.attacks:
+        raise UserError(
+            "evaluate.attacks is empty: a trial is judged by at least one attack. "
+            "Add '- attack@evaluate.attacks.pgd: pgd_targeted' to the defaults list."
+        )
+    table = Table(
+        title=f"Each model is attacked on {images:,} test images:",
+        title_justify="left",
+        title_style="",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for column in ("attack", "read at\nsteps"):
+        table.add_column(column, overflow="fold")
+    for column in ("runs", "passes\nper image", "shards", "MACs") if costs else ():
+        table.add_column(column, justify="right", no_wrap=True)
+    for place, attack in enumerate(e.evaluate.attacks.values()):
+        cells = [attack.name, ", ".join(map(str, attack.readings))]
+        if costs:
+            own = [cost.attacks[place] for cost in costs if place < len(cost.attacks)]
+            cells += [f"{n:,}" for n in (own[0].runs, own[0].passes, own[0].shards)]
+            cells.append(_range([attack.multiply_adds for attack in own]))
+        table.add_row(*map(escape, cells))
+    console.print(table)
+    if costs:
+        forward = _range([cost.forward for cost in costs])
+        console.print(
+            f"A forward pass of one image takes {forward} multiply-adds (MACs); a gradient counts "
+            "as one more pass, an update of the weights as three."
+        )
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = in_words(min(counts)), in_words(max(counts))
+    return low if low == high else f"{low} to {high}"
+
+
+def _updates(steps: int, batch: int) -> str:
+    return f"{steps:,} steps of {batch} images"
 
 
 def _training(trial: TrialPlan, state: TrialState) -> str:
@@ -40,11 +174,12 @@ def _training(trial: TrialPlan, state: TrialState) -> str:
         return "done"
     if state.step:
         return f"from step {state.step} to {trial.steps}"
-    return f"{trial.steps} steps of {trial.experiment.train.batch} images"
+    return _updates(trial.steps, trial.experiment.train.batch)
 
 
 def _attacks(state: TrialState) -> str:
     left = state.shards - state.shards_done
     if left:
-        return f"{state.shards} shards" + (f", {left} of them to do" if state.shards_done else "")
+        done = f", {left:,} of them to do" if state.shards_done else ""
+        return f"{state.shards:,} shards{done}"
     return f"done ({state.shards} shards)" if state.gallery_done else "only the gallery to do"

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from s3ta_platform.attack_names import attack_title, has_own_step_size
+from s3ta_platform.costs import short_count
 from s3ta_platform.published import NOTHING
 from s3ta_platform.remarks import remarks
 from s3ta_platform.results import SweepResult
@@ -26,13 +27,6 @@ COLUMNS = "model key measure attack steps value low high successes total populat
 ATTACKS_NAMED = 4
 READINGS_SIDE_BY_SIDE = 3
 """More readings than this don't fit beside one another in 100 columns."""
-
-
-def short_count(number: int) -> str:
-    """Three digits or so: `912`, `148 k`, `60.2 M`."""
-    if number < 1000:
-        return str(number)
-    return f"{number / 1e3:.0f} k" if number < 999_500 else f"{number / 1e6:.1f} M"
 
 
 def terminal_table(sweep: SweepResult) -> Table:
