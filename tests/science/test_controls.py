@@ -180,7 +180,8 @@ def test_a_frozen_models_trace_has_gradients_of_logits_and_maps_towards_the_imag
         trace = model.trace(x)
         logits: Tensor = trace.logits_BTC.logsumexp(dim=2).sum()
         # One place of the last map: the sum over all places is 1 whatever the image.
-        return logits + 10 * trace.maps_BTQHW[0, -1, 0, 1, 2]
+        looked: Tensor = trace.maps_BTQHW[0, -1, 0, 1, 2]
+        return logits + 10 * looked
 
     with frozen(model):
         x = images.clone().requires_grad_()
