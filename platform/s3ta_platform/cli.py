@@ -70,17 +70,17 @@ def plan(file: File, overrides: Overrides = None) -> None:
     from rich.console import Console
 
     from s3ta_platform.compose import compose
-    from s3ta_platform.data_files import NoDataError
+    from s3ta_platform.data_files import NoDataError, resolve
     from s3ta_platform.plan import make_plan
     from s3ta_platform.show_plan import show_estimate, show_plan
 
     composed = compose(file, overrides or [])
     try:
-        made = make_plan(composed)
+        resolve(composed.experiment.data.test)
     except NoDataError as error:
         show_estimate(Console(), composed, error)
     else:
-        show_plan(Console(), made)
+        show_plan(Console(), make_plan(composed))
 
 
 @app.command()

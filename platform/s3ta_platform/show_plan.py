@@ -1,7 +1,7 @@
 """A plan as a person reads it: what would run, what is done, and what it costs."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,7 +26,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     costs = [_planned_cost(trial, plan) for trial in plan.trials]
     table = _table(e.name, ("trial", "key", "varied", *NUMBERS))
     for trial, state, cost in zip(plan.trials, states, costs, strict=True):
-        varied = "\n".join(f"{k}={v}" for k, v in trial.point.items())
+        varied = _varied(trial.point)
         numbers = _numbers(_training(trial, state), _attacks(state), cost)
         table.add_row(*map(escape, (trial.name, trial.key, varied, *numbers)))
     console.print(table)
@@ -47,7 +47,7 @@ def show_estimate(console: Console, composed: Composed, absent: NoDataError) -> 
     table = _table(e.name, ("trial", "varied", *NUMBERS))
     names = trial_names(composed.trials)
     for trial, name, cost in zip(composed.trials, names, known, strict=True):
-        varied = "\n".join(f"{k}={v}" for k, v in trial.point.items())
+        varied = _varied(trial.point)
         train, images = trial.experiment.train, _declared(trial.experiment)[0]
         steps = train.steps_per_epoch(images) * train.epochs
         shards = sum(attack.shards for attack in cost.attacks)
@@ -161,6 +161,11 @@ def _show_attacks(console: Console, e: Experiment, images: int, costs: Sequence[
 def _range(counts: Sequence[int]) -> str:
     low, high = in_words(min(counts)), in_words(max(counts))
     return low if low == high else f"{low} to {high}"
+
+
+def _varied(point: dict[str, Any]) -> str:
+    """What changes the trial, not what is said about it."""
+    return "\n".join(f"{k}={v}" for k, v in point.items() if not k.startswith("about."))
 
 
 def _updates(steps: int, batch: int) -> str:
