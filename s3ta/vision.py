@@ -96,7 +96,7 @@ class Denoising(nn.Module):
         # Scaled before the product: the map is the largest tensor here.
         theta_BEP = theta_BEP * theta_BEP.shape[1] ** -0.5
         weights_BPP: Tensor = (theta_BEP.transpose(1, 2) @ phi_BEP).softmax(dim=-1)
-        return x_BCP @ weights_BPP.transpose(1, 2)
+        return (weights_BPP @ x_BCP.transpose(1, 2)).transpose(1, 2)
 
 
 def _dot_product(x_BCP: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ import math
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchattacks  # type: ignore[import-not-found]
+from rounds import interval, rotated, seconds_now
 from torch import Tensor, nn
 
 from s3ta.attacks import PGD
@@ -60,10 +60,6 @@ class Candidate:
 
     attack: Callable[[Tensor, Tensor], Tensor]
     steps: int = STEPS
-
-
-def _seconds() -> float:
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def _tiles(x: Tensor) -> Sequence[Tensor]:
@@ -112,7 +108,7 @@ def _model(settings: ModelSettings, size: int) -> nn.Module:
         norm.running_mean.copy_(norm.seen[0])
         norm.running_var.copy_(norm.seen[1])
     # All classes are answered: logits of mean 0 and spread 1 over the images.
-    last = model.vision.fc if isinstance(model, PlainResNet) else model.readout[2]
+    last = model.vision.fc if isinstance(model, PlainResNet) else model.readout[-1]
     assert isinstance(last, nn.Linear)
     logits_BC = model.eval()(noise)
     last.weight.div_(logits_BC.std(dim=0)[:, None])
@@ -242,26 +238,13 @@ def _measure(model: nn.Module, size: int, rounds: int, compiled: bool, name: str
     for candidate in candidates.values():
         candidate.attack(images[:TILE], labels_N[:TILE])
     for at, (x, labels_B) in enumerate(zip(_tiles(images), _tiles(labels_N), strict=True)):
-        for n in _rotated([*candidates], at):
-            start = _seconds()
+        for n in rotated([*candidates], at):
+            start = seconds_now()
             end = candidates[n].attack(x, labels_B)
-            seconds[n].append((_seconds() - start) / candidates[n].steps)
+            seconds[n].append((seconds_now() - start) / candidates[n].steps)
             attacked[n].append(end.detach())
         print(f"{name}: round {at + 1} of {rounds}", flush=True)
     return Measured(seconds, {n: torch.cat(parts) for n, parts in attacked.items()}, labels_N)
-
-
-def _rotated(names: list[str], by: int) -> list[str]:
-    by %= len(names)
-    return names[by:] + names[:by]
-
-
-def _interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and its 95 % interval by the sign test (below 6 rounds: the range)."""
-    n, ordered = len(ratios), sorted(ratios)
-    tails = [2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n for k in range(n)]
-    cut = max((k for k in range(n) if tails[k] <= 0.05), default=0)
-    return statistics.median(ratios), ordered[cut], ordered[n - 1 - cut]
 
 
 class Bounds:
@@ -273,7 +256,7 @@ class Bounds:
     def ratio(
         self, what: str, ratios: list[float], *, least: float = 0.0, most: float = math.inf
     ) -> None:
-        middle, low, high = _interval(ratios)
+        middle, low, high = interval(ratios)
         bound = f"at least {least:g}" if least else f"at most {most:g}"
         self._say(
             high < least or low > most, f"{what}: {middle:.3f} [{low:.3f}, {high:.3f}], {bound}"
@@ -296,7 +279,7 @@ def _report(model: nn.Module, measured: Measured, bounds: Bounds) -> None:
     print(f"  {'':41}ms a step   images per second, over those of the faster tool")
     for name, seconds in measured.seconds.items():
         per_step = statistics.median(seconds) * 1e3
-        speed = _interval(measured.ratios(TOOLS, name))
+        speed = interval(measured.ratios(TOOLS, name))
         print(f"  {name:38}{per_step:10.1f}      {speed[0]:.2f} [{speed[1]:.2f}, {speed[2]:.2f}]")
     bounds.ratio(
         "PGD in fp32, times the faster tool's speed",
@@ -351,10 +334,10 @@ def _readings(rounds: int, steps: int, bounds: Bounds) -> None:
     for at in range(rounds):
         seconds = {}
         for readings in _rotated_runs([[steps], [10, steps // 10, steps // 4, steps]], at):
-            start = _seconds()
+            start = seconds_now()
             for run in trajectories(AttackSettings(readings=readings)):
                 AttackRun(engine, batch, run, conditions).run()
-            seconds[len(readings)] = _seconds() - start
+            seconds[len(readings)] = seconds_now() - start
         ratios.append(seconds[4] / seconds[1])
         print(f"readings: round {at + 1} of {rounds}", flush=True)
     bounds.ratio(f"readings at 10 to {steps}, over the run to {steps} alone", ratios, most=1.02)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from s3ta.errors import UserError
 from s3ta.model import S3TA, PlainResNet, build, parameters
 from s3ta.settings import AttentionSettings, ModelSettings
 
@@ -46,6 +47,13 @@ def test_reading_step_j_of_a_longer_unroll_equals_unrolling_j(
     assert torch.equal(model(images), trace.logits_BTC[:, -1])
     # The steps are not all the same answer.
     assert (trace.logits_BTC[:, 0] - trace.logits_BTC[:, 1]).abs().amax() > 1e-3
+
+
+def test_at_least_one_glance_is_taken(tiny_model: Models) -> None:
+    model = tiny_model(2)
+    for call in (model, model.trace):
+        with pytest.raises(UserError, match=r"unroll is 0: .* at least one glance"):
+            call(IMAGES, unroll=0)
 
 
 def test_maps_lie_on_the_feature_grid_and_sum_to_one(tiny_model: Models) -> None:
