@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from tiny import model, train_job
 
-from s3ta.settings import AttackSettings, Dtype, EngineSettings, ModelSettings, TrainSettings
+from s3ta.settings import (
+    AttackSettings,
+    Dtype,
+    EngineSettings,
+    ModelSettings,
+    StageSettings,
+    TrainSettings,
+)
 from s3ta.trajectory import trajectories
 from s3ta_platform.jobs import EvaluateJob
 from s3ta_platform.record import content_key, plain, trial_key
@@ -29,7 +36,7 @@ def key(
 
 def test_the_key_of_fixed_settings_never_changes() -> None:
     """If this fails, every stored result is lost: raise RESULT_VERSION only on purpose."""
-    assert key() == "077b6e60ccddd119"
+    assert key() == "c332204645be745a"
     assert key() == key()
 
 
@@ -75,6 +82,7 @@ LISTS: dict[str, dict[str, Any]] = {
     "mean": {"mean": [0.3]},
     "std": {"std": [0.3]},
     "decay_epochs": {"decay_epochs": [1.0]},
+    "curriculum": {"curriculum": [StageSettings(unroll=3)]},
     "stem_kernel": {"stem_kernel": 5},
     "batch": {"batch": 96},
     "microbatch": {"microbatch": 16},
@@ -89,11 +97,23 @@ def test_every_setting_of_model_and_training_is_in_the_key() -> None:
     models = {f"model.{n}": key(model_=m) for n, m in variants(model()).items()}
     trains = {f"train.{n}": key(train=t) for n, t in variants(TRAIN).items()}
     assert len(models) == 18
-    assert len(trains) == 19
+    assert len(trains) == 26
     keys = {"as it is": key(), **models, **trains}
     same = [n for n in keys if n != "as it is" and keys[n] == keys["as it is"]]
     assert same == []
     assert len(set(keys.values())) == len(keys)
+
+
+@pytest.mark.parametrize(
+    "change", [{"from_epoch": 1}, {"unroll": 2}, {"attack_steps": 2}, {"epsilon_255": 2.0}]
+)
+def test_every_setting_of_a_curriculums_stage_is_in_the_key(change: dict[str, Any]) -> None:
+    second = StageSettings(from_epoch=2)
+    one, other = (
+        key(train=replace(TRAIN, curriculum=[StageSettings(), stage]))
+        for stage in (second, replace(second, **change))
+    )
+    assert one != other
 
 
 @pytest.mark.parametrize("change", [{"train_images": 8}, {"subset_seed": 3}, {"image_size": 14}])
