@@ -203,6 +203,15 @@ def _flat(point: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]
 def _text(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
         return value
+    return _nested(value)
+
+
+def _nested(value: Any) -> str:
+    """As JSON, but a section's keys stand without quotes, as Hydra reads them."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_nested(entry)}' for key, entry in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_nested, value))}]"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -16,7 +16,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from s3ta.errors import UserError
 from s3ta_platform.data_files import (
@@ -42,11 +42,21 @@ from s3ta_platform.data_files import (
     row_groups,
 )
 
-__all__ = ["Manifest", "ParquetImages", "decode", "read_manifest", "resolve", "write_parquet"]
+__all__ = [
+    "Manifest",
+    "ParquetImages",
+    "decode",
+    "open_image",
+    "read_manifest",
+    "resolve",
+    "write_parquet",
+]
 
 _ROWS_PER_GROUP = 1000
 
 Pixels = npt.NDArray[np.uint8]
+Decoder = Callable[[bytes | None, int], Pixels]
+"""An encoded image and its id -> pixels CHW."""
 
 
 class ParquetImages:
@@ -86,13 +96,18 @@ class ParquetImages:
         self.shape_CHW = (channels, size, size) if size else self._decode(0).shape
         """Of every image."""
 
-    def read(self, ids: Sequence[int] | Integers) -> tuple[Pixels, Integers]:
-        """`images_BCHW` (uint8, C-contiguous) and `labels_B`, in the order of the ids asked for."""
+    def read(
+        self, ids: Sequence[int] | Integers, decoder: Decoder | None = None
+    ) -> tuple[Pixels, Integers]:
+        """`images_BCHW` (uint8, C-contiguous) and `labels_B`, in the order of the ids asked for.
+
+        `decoder` makes pixels of the files in its own way, in the shape of all images.
+        """
         rows_B = self._rows(np.asarray(ids, dtype=np.int64).reshape(-1))
         images_BCHW = np.empty((len(rows_B), *self.shape_CHW), dtype=np.uint8)
         # In the files' order, so that each row group is read once however small the cache is.
         for place in np.argsort(rows_B, kind="stable"):
-            image_CHW = self._decode(rows_B[place])
+            image_CHW = self._decode(rows_B[place], decoder)
             if image_CHW.shape != self.shape_CHW:
                 raise self._unequal(rows_B[place], image_CHW)
             images_BCHW[place] = image_CHW
@@ -109,10 +124,12 @@ class ParquetImages:
         rows_B: Integers = self._order[places_B]
         return rows_B
 
-    def _decode(self, row: int) -> Pixels:
+    def _decode(self, row: int, decoder: Decoder | None = None) -> Pixels:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         encoded = self._row_group(group)[int(row - self._starts[group])].as_py()
         try:
+            if decoder is not None:
+                return decoder(encoded, int(self.ids_N[row]))
             return decode(encoded, self._channels, self._size)
         except Exception as error:  # Pillow's readers raise half a dozen types for bad bytes
             raise UserError(
@@ -176,21 +193,30 @@ class ParquetImages:
         return f"{self._files[f].path}, row {row - self._file_starts[f]}"
 
 
-def decode(encoded: bytes | None, channels: int, size: int | None) -> Pixels:
-    """One PNG or JPEG file as uint8 CHW. EXIF is ignored, transparency dropped.
+def open_image(encoded: bytes | None) -> ImageFile.ImageFile:
+    """One PNG or JPEG file of 8 bits per channel, not yet decoded; close it.
 
     Raises whatever Pillow raises for bad bytes.
     """
     if encoded is None:
         raise ValueError("no image")
     try:
-        opened = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
+        image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
     except UnidentifiedImageError as error:  # whose message is the address of our BytesIO
         raise ValueError("neither PNG nor JPEG") from error
-    with opened as image:
-        if image.mode == "F" or image.mode.startswith("I"):  # convert() would clip, not scale
-            raise ValueError(f"more than 8 bits per channel, mode {image.mode}")
-        image.info.pop("transparency", None)  # else convert() blends or warns, by mode
+    if image.mode == "F" or image.mode.startswith("I"):  # convert() would clip, not scale
+        image.close()
+        raise ValueError(f"more than 8 bits per channel, mode {image.mode}")
+    image.info.pop("transparency", None)  # else convert() blends or warns, by mode
+    return image
+
+
+def decode(encoded: bytes | None, channels: int, size: int | None) -> Pixels:
+    """One PNG or JPEG file as uint8 CHW. EXIF is ignored, transparency dropped.
+
+    Raises whatever Pillow raises for bad bytes.
+    """
+    with open_image(encoded) as image:
         pixels = image.convert("L" if channels == 1 else "RGB")
     if size:
         pixels = _centre(pixels, size)

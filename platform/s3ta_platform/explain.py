@@ -25,6 +25,16 @@ _VALUES = (
 )
 """How OmegaConf quotes what it refuses."""
 
+_SHAPES = {
+    "Cannot merge DictConfig with ListConfig": (
+        "a section stands where a [list] must, or a [list] where a section must. Correct it."
+    ),
+    "to Dict[str, Any]": (
+        "an entry of sweep.points is no section. Write each one like {train.epochs: 2}."
+    ),
+}
+"""What OmegaConf says of a wrong shape, without its place."""
+
 
 def explain(
     error: BaseException, where: str, overrides: Sequence[str], folders: Sequence[Path]
@@ -34,7 +44,7 @@ def explain(
     folders: where groups (model/, data/, ...) are looked for.
     """
     cause, text = _cause(error), str(error)
-    key: str = getattr(cause, "full_key", None) or ""
+    key = _key(cause)
     group: str = getattr(error, "missing_cfg_file", None) or ""
     if inside := re.match(r"In '(.+/.+)':", text):
         where = f"{where}, in {inside[1]}.yaml"
@@ -53,6 +63,16 @@ def _cause(error: BaseException) -> BaseException:
     chain = [e for e in (error, error.__cause__, error.__context__) if hasattr(e, "full_key")]
     known = [e for e in chain if e is not None]
     return max(known, key=lambda e: bool(getattr(e, "full_key", "")), default=error)
+
+
+def _key(cause: BaseException) -> str:
+    """The setting's full name; OmegaConf leaves out where a list of sections stands."""
+    key: str = getattr(cause, "full_key", None) or ""
+    kind = getattr(cause, "object_type", None)
+    if not key or not is_dataclass(kind) or kind is Experiment or "." in key:
+        return key
+    section = _section_of(getattr(kind, "__name__", ""))
+    return f"{section}.{key}" if section and type_at(key) is None else key
 
 
 def blame(key: str, where: str, overrides: Sequence[str]) -> str:
@@ -93,7 +113,7 @@ def type_at(path: str) -> Any:
     names = ["sweep", "grid", axis] if grid and not head else path.replace("[", ".[").split(".")
     for name in names if path else []:
         kind = _without_none(kind)
-        if is_dataclass(kind):
+        if is_dataclass(kind) or (get_origin(kind) is list and not name.startswith("[")):
             kind = _entries(kind).get(name)
         else:
             kind = get_args(kind)[-1] if get_origin(kind) in (dict, list) else None
@@ -110,8 +130,8 @@ def in_words(kind: Any) -> str:
     if is_dataclass(kind):
         return f"a section with any of {', '.join(_entries(kind))}"
     if get_origin(kind) is list:
-        entry = in_words(get_args(kind)[0]).removeprefix("a ")
-        return f"a [list] of {entry}s"
+        noun, *more = in_words(get_args(kind)[0]).removeprefix("a ").split(" with ")
+        return " with ".join([f"a [list] of {noun}s", *more])
     if get_origin(kind) is dict:
         return "a section of named entries"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -123,10 +143,10 @@ def _setting(cause: BaseException, key: str) -> str:
     text = str(cause).splitlines()[0].rstrip(".")
     if re.match(r"Key '.*' (not in|is not in struct)", text):
         parent = getattr(cause, "parent_node", None)
-        words = unknown_key(key, [str(k) for k in parent] if parent is not None else ())
+        unknown = unknown_key(key, [str(k) for k in parent] if parent is not None else ())
         if key.startswith("evaluate.attacks.") and key.count(".") == 2:
-            words += f" To add one write '- attack@{key}: small_pgd' into the defaults list."
-        return words
+            unknown += f" To add one write '- attack@{key}: small_pgd' into the defaults list."
+        return unknown
     if found := re.match(r"Interpolation key '(.*)' not found", text):
         return (
             f"{key} refers to ${{{found[1]}}}, which is no setting. Write the full key, as in "
@@ -136,8 +156,8 @@ def _setting(cause: BaseException, key: str) -> str:
         key = key or _section_of(found[1])
     if found := re.match(r"Key (.+) \(.*is incompatible", text):
         return f"{key}: the key {found[1]} is no text. Write a setting's name there."
-    if "to Dict[str, Any]" in text:
-        return "an entry of sweep.points is no section. Write each one like {train.epochs: 2}."
+    if words := next((words for said, words in _SHAPES.items() if said in text), None):
+        return words
     if (kind := type_at(key)) is None:
         return f"{text[0].lower()}{text[1:]} ({key}). Change it there." if key else f"{text}."
     return f"{key} is {_value(cause, text)}, but must be {in_words(kind)}. Change it there."
@@ -186,12 +206,17 @@ def _near(section: str, name: str, known: Sequence[str]) -> list[str]:
 
 def _section_of(class_name: str) -> str:
     """The path of the section that a dataclass describes, such as `train` for TrainSettings."""
-    named = (path for path, kind in _all_paths() if getattr(kind, "__name__", "") == class_name)
-    return next(named, "")
+    for path, kind in _all_paths():
+        one = get_args(kind)[0] if get_origin(kind) is list else kind
+        if getattr(one, "__name__", "") == class_name:
+            return path
+    return ""
 
 
 def _entries(kind: Any) -> dict[str, Any]:
+    """A section's settings and their types; of a list, those of its sections."""
     kind = _without_none(kind)
+    kind = get_args(kind)[0] if get_origin(kind) is list else kind
     if not is_dataclass(kind):
         return {}
     hints = get_type_hints(kind)

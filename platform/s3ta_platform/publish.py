@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from s3ta.settings import Objective, TrainSettings
 from s3ta_platform.collect import collect_trial
 from s3ta_platform.plan import Plan, TrialPlan
 from s3ta_platform.record import content_key, plain
@@ -82,10 +83,15 @@ def _tags(trial: TrialPlan) -> dict[str, str]:
     e = trial.experiment
     tags = {"model": trial.name, "config_key": trial.key}
     if trial.ready is None:
-        tags["train_pgd_steps"] = str(e.train.attack.steps)
+        tags["train_objective"] = e.train.objective.name
+        tags["train_pgd_steps"] = str(_attack_steps(e.train))
     if e.model.attention is not None:
         tags["unroll"] = str(e.model.unroll)
     return tags
+
+
+def _attack_steps(train: TrainSettings) -> int:
+    return 0 if train.objective is Objective.plain else train.attack.steps
 
 
 def _params(trial: TrialPlan) -> dict[str, object]:
@@ -95,7 +101,8 @@ def _params(trial: TrialPlan) -> dict[str, object]:
     return {
         "model": trial.name,
         "unroll": e.model.unroll,
-        "train_pgd_steps": e.train.attack.steps,
+        "train_objective": e.train.objective.name,
+        "train_pgd_steps": _attack_steps(e.train),
         "train_epsilon_255": e.train.attack.epsilon_255,
         "epochs": e.train.epochs,
         "batch": e.train.batch,

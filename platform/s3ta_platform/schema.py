@@ -10,6 +10,7 @@ from typing import Any
 
 from s3ta.settings import (
     AttackSettings,
+    Augmentation,
     EngineSettings,
     ModelSettings,
     TrainSettings,
@@ -252,4 +253,19 @@ class Experiment:
             self.cluster.train_workers,
             f"at most {self.train.microbatches}, the microbatches of a step "
             "(train.batch / train.microbatch)",
+        )
+        unrolls = [stage.unroll for stage in self.train.curriculum if stage.unroll is not None]
+        require(
+            not unrolls or self.model.attention is not None,
+            "train.curriculum",
+            unrolls,
+            "without an unroll for a model without attention",
+        )
+        require(
+            self.train.augmentation is not Augmentation.imagenet
+            or (self.model.channels == 3 and self.data.image_size is not None),
+            "train.augmentation",
+            self.train.augmentation.name,
+            "none or flip unless images are in colour (three numbers in model.mean and model.std) "
+            "and data.image_size is set, to which each crop is resized",
         )

@@ -15,7 +15,6 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from s3ta.batch import Batch
 from s3ta.errors import UserError
 from s3ta.model import build, parameters
 from s3ta.schedules import learning_rate
@@ -31,6 +30,7 @@ from s3ta.training import (
 from s3ta_platform import checkpoints
 from s3ta_platform.devices import pin_arithmetic, resolve_device
 from s3ta_platform.events import Emit, Event, Phase, ignore
+from s3ta_platform.feed import feed, wanted
 from s3ta_platform.jobs import Ids, TrainJob, open_images, training_ids
 from s3ta_platform.record import content_key
 from s3ta_platform.storage import Storage, open_storage
@@ -102,6 +102,15 @@ def train(job: TrainJob, group: Group = ALONE, emit: Emit = ignore) -> None:
     total = epoch_steps * settings.epochs
     state = _resume(job, storage, device)
     sums = StepSums(state.model)
+    todo = wanted(
+        settings,
+        lambda epoch: epoch_order(ids, settings, epoch),
+        epoch_steps,
+        state.step,
+        group.rank,
+        group.world,
+    )
+    batches = feed(images, settings, todo)
     window: list[StepReport] = []
     order = ids
     order_epoch = -1
@@ -112,10 +121,7 @@ def train(job: TrainJob, group: Group = ALONE, emit: Emit = ignore) -> None:
         moment = Moment(epoch, state.step)
         sums.reset()
         for index in range(group.rank, settings.microbatches, group.world):
-            start = (within * settings.microbatches + index) * settings.microbatch
-            chosen = order[start : start + settings.microbatch]
-            pixels, labels = images.read(chosen)
-            batch = Batch(images_BCHW=pixels, labels_B=labels, image_ids_B=chosen)
+            batch = next(batches)
             add_microbatch(state.model, sums, batch, settings, moment, index, job.classes, device)
         group.add_up(sums.flat)
         rate = learning_rate(settings, state.step / epoch_steps)

@@ -1,12 +1,21 @@
 """From YAML to typed experiments: what wins, what a sweep becomes, and what wrong keys are told."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from s3ta.errors import UserError
-from s3ta.settings import Block, Goal
+from s3ta.settings import (
+    Augmentation,
+    Block,
+    Goal,
+    Objective,
+    StageSettings,
+    TrainAttackSettings,
+    TrainSettings,
+)
 from s3ta_platform.compose import Composed, compose, groups_folder
 from s3ta_platform.explain import in_words, type_at, unknown_key
 from s3ta_platform.schema import Executor
@@ -111,6 +120,57 @@ def test_a_point_may_hold_any_value(
     assert found == expected
 
 
+def test_a_curriculum_is_a_list_of_stages_in_a_file_a_point_or_an_override(tmp_path: Path) -> None:
+    stages = [StageSettings(unroll=2), StageSettings(from_epoch=1, unroll=4, attack_steps=3)]
+    text = "[{unroll: 2}, {from_epoch: 1, unroll: 4, attack_steps: 3}]"
+    assert compose(written(tmp_path, f"train: {{curriculum: {text}}}\n")).experiment.train == (
+        replace(compose(written(tmp_path)).experiment.train, curriculum=stages)
+    )
+    override = compose(written(tmp_path), [f"train.curriculum={text}"]).experiment
+    assert override.train.curriculum == stages
+    none, some = sweep(tmp_path, f"sweep: {{grid: {{train.curriculum: [[], {text}]}}}}\n").trials
+    assert none.experiment.train.curriculum == []
+    assert some.experiment.train.curriculum == stages
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[{unrol: 2}]", "train.curriculum.unrol is no setting. Did you mean train.curriculum.un"),
+        ("[{unroll: x}]", "train.curriculum.unroll is 'x', but must be a whole number, or null"),
+        ("[4]", r"train.curriculum\[0\] is 4, but must be a section with any of from_epoch"),
+        ("{unroll: 2}", r"a section stands where a \[list\] must"),
+        ("[{from_epoch: 1}]", r"train.curriculum is \[1\]: .* from 0 at the first"),
+    ],
+)
+def test_a_mistake_inside_a_list_of_sections_is_told(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        compose(written(tmp_path, f"train: {{curriculum: {text}}}\n"))
+
+
+def test_an_unroll_in_a_curriculum_needs_attention(tmp_path: Path) -> None:
+    stages = ["model=small_resnet", "train.curriculum=[{unroll: 2}]"]
+    with pytest.raises(UserError, match=r"train.curriculum is \[2\]: it must be without an unroll"):
+        compose(written(tmp_path), stages)
+    steps = compose(
+        written(tmp_path), ["model=small_resnet", "train.curriculum=[{attack_steps: 2}]"]
+    )
+    assert steps.experiment.train.curriculum == [StageSettings(attack_steps=2)]
+
+
+COLOUR = ["model.mean=[0.5,0.5,0.5]", "model.std=[0.5,0.5,0.5]"]
+
+
+@pytest.mark.parametrize("more", [[], ["data.image_size=28"], COLOUR])
+def test_the_imagenet_augmentation_needs_colours_and_a_size(
+    tmp_path: Path, more: list[str]
+) -> None:
+    with pytest.raises(
+        UserError, match=r"train.augmentation is 'imagenet'.*data.image_size is set"
+    ):
+        compose(written(tmp_path), [*more, "train.augmentation=imagenet"])
+
+
 def test_an_override_is_common_to_all_points(tmp_path: Path) -> None:
     found = sweep(tmp_path, "sweep: {grid: {model.unroll: [1, 2]}}\n", "train.epochs=7").trials
     assert [t.experiment.train.epochs for t in found] == [7, 7]
@@ -158,12 +218,40 @@ def test_an_unknown_key_names_the_nearest_one() -> None:
         ("evaluate.attacks.any.readings", "a [list] of whole numbers"),
         ("evaluate.attacks.any.readings[3]", "a whole number"),
         ("sweep.grid.train.epochs", "a [list] of values"),
+        ("train.curriculum[1].unroll", "a whole number, or null"),
+        ("train.curriculum.epsilon_255", "a number, or null"),
         ("about.title", "a text"),
         ("model.vision.stem_pool", "true or false"),
     ],
 )
 def test_a_type_is_said_in_words(path: str, words: str) -> None:
     assert in_words(type_at(path)) == words
+
+
+def test_the_recipes_are_what_they_are_called(tmp_path: Path) -> None:
+    def recipe(name: str) -> TrainSettings:
+        photos = [*COLOUR, "data.image_size=28", f"train={name}"]
+        return compose(written(tmp_path), photos).experiment.train
+
+    paper = TrainSettings(augmentation=Augmentation.imagenet)
+    assert recipe("paper") == paper
+    assert recipe("paper_30_steps") == replace(paper, attack=TrainAttackSettings(steps=30))
+    xie = recipe("denoise")
+    assert (xie.epochs, xie.batch, xie.microbatches, xie.attack.steps) == (110, 4096, 128, 30)
+    assert xie.learning_rate == 0.1 * xie.batch / 256
+    assert recipe("plain") == replace(paper, objective=Objective.plain)
+    assert recipe("alp") == replace(paper, objective=Objective.alp)
+    assert recipe("llr") == replace(
+        paper,
+        objective=Objective.llr,
+        attack=TrainAttackSettings(epsilon_255=4, steps=2),
+        label_smoothing=0.0,
+    )
+    small = recipe("small_adversarial")
+    for name in ("plain", "alp"):
+        assert recipe(f"small_{name}") == replace(small, objective=Objective[name])
+    llr = recipe("small_llr")
+    assert (llr.objective, llr.attack) == (Objective.llr, small.attack)
 
 
 def test_every_packaged_group_fits_the_schema(tmp_path: Path) -> None:
@@ -174,6 +262,8 @@ def test_every_packaged_group_fits_the_schema(tmp_path: Path) -> None:
     for file in files:
         group = file.parent.name
         overrides = [f"{homes.get(group, group)}={file.stem}", "name=tried"]
+        if group == "train":
+            overrides += [*COLOUR, "data.image_size=28"]  # for the recipes that are for photos
         compose(
             written(tmp_path, head=HEAD.replace("  - _self_", "  - tracking: local\n  - _self_")),
             overrides,

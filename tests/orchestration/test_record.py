@@ -14,6 +14,7 @@ from s3ta.settings import (
     Dtype,
     EngineSettings,
     ModelSettings,
+    StageSettings,
     TrainSettings,
 )
 from s3ta.trajectory import trajectories
@@ -36,7 +37,7 @@ def key(
 
 def test_the_key_of_fixed_settings_never_changes() -> None:
     """If this fails, every stored result is lost: raise RESULT_VERSION only on purpose."""
-    assert key() == "077b6e60ccddd119"
+    assert key() == "c332204645be745a"
     assert key() == key()
 
 
@@ -85,6 +86,7 @@ LISTS: dict[str, dict[str, Any]] = {
     "squeeze_reduction": {"squeeze_reduction": 4},
     "denoise": {"denoise": Denoise.gaussian},
     "mlp_head": {"mlp_head": [8], "attention": None, "unroll": 1},
+    "curriculum": {"curriculum": [StageSettings(unroll=3)]},
     "stem_kernel": {"stem_kernel": 5},
     "batch": {"batch": 96},
     "microbatch": {"microbatch": 16},
@@ -99,7 +101,7 @@ def test_every_setting_of_model_and_training_is_in_the_key() -> None:
     models = {f"model.{n}": key(model_=m) for n, m in variants(model()).items()}
     trains = {f"train.{n}": key(train=t) for n, t in variants(TRAIN).items()}
     assert len(models) == 24
-    assert len(trains) == 19
+    assert len(trains) == 26
     keys = {"as it is": key(), **models, **trains}
     same = [n for n in keys if n != "as it is" and keys[n] == keys["as it is"]]
     assert same == []
@@ -109,6 +111,18 @@ def test_every_setting_of_model_and_training_is_in_the_key() -> None:
 def test_the_mlp_head_is_in_the_key_of_a_model_without_attention() -> None:
     plain_model = replace(model(), attention=None, unroll=1)
     assert key(replace(plain_model, mlp_head=[8])) != key(plain_model)
+
+
+@pytest.mark.parametrize(
+    "change", [{"from_epoch": 1}, {"unroll": 2}, {"attack_steps": 2}, {"epsilon_255": 2.0}]
+)
+def test_every_setting_of_a_curriculums_stage_is_in_the_key(change: dict[str, Any]) -> None:
+    second = StageSettings(from_epoch=2)
+    one, other = (
+        key(train=replace(TRAIN, curriculum=[StageSettings(), stage]))
+        for stage in (second, replace(second, **change))
+    )
+    assert one != other
 
 
 @pytest.mark.parametrize("change", [{"train_images": 8}, {"subset_seed": 3}, {"image_size": 14}])

@@ -20,6 +20,7 @@ import s3ta_platform
 from s3ta.errors import UserError
 from s3ta.statistics import wilson
 from s3ta_platform.attack_names import attack_title, has_own_step_size
+from s3ta_platform.costs import short_count
 from s3ta_platform.drawing import look
 from s3ta_platform.figures import (
     accuracy_against_steps,
@@ -31,7 +32,7 @@ from s3ta_platform.pictures import attention_maps, image_grids, overlay, telling
 from s3ta_platform.report import write_report
 from s3ta_platform.results import Gallery, SweepResult, TrialResult
 from s3ta_platform.summaries import Share, summarise
-from s3ta_platform.tables import csv_text, short_count, terminal_table
+from s3ta_platform.tables import csv_text, terminal_table
 
 ATTACK = "pgd_targeted_eps25.5"
 EPSILON = 0.1

@@ -16,10 +16,13 @@ from s3ta.settings import (
     Block,
     Denoise,
     Goal,
+    LinearitySettings,
     Loss,
     Mode,
     ModelSettings,
+    Objective,
     Queries,
+    StageSettings,
     TrainAttackSettings,
     TrainSettings,
     VisionSettings,
@@ -153,6 +156,87 @@ NAN = float("nan")
         (TrainSettings, {"weight_decay": -1e-4}, "train.weight_decay", "-0.0001", "at least 0"),
         (TrainSettings, {"warmup_epochs": -1.0}, "train.warmup_epochs", "-1.0", "at least 0"),
         (TrainSettings, {"seed": -1}, "train.seed", "-1", "from 0 to 2^63 - 1"),
+        (TrainSettings, {"pairing_weight": -0.5}, "train.pairing_weight", "-0.5", "at least 0"),
+        (TrainSettings, {"pairing_weight": NAN}, "train.pairing_weight", "nan", "finite"),
+        (
+            TrainSettings,
+            {"objective": Objective.alp, "attack": TrainAttackSettings(steps=0)},
+            "train.attack.steps",
+            "0",
+            "at least 1, in every stage, where train.objective is alp (plain",
+        ),
+        (
+            TrainSettings,
+            {"objective": Objective.llr, "curriculum": [StageSettings(attack_steps=0)]},
+            "train.attack.steps",
+            "0",
+            "at least 1, in every stage, where train.objective is llr",
+        ),
+        (
+            TrainSettings,
+            {"curriculum": [StageSettings(from_epoch=5)]},
+            "train.curriculum",
+            "[5]",
+            "from 0 at the first",
+        ),
+        (
+            TrainSettings,
+            {"curriculum": [StageSettings(from_epoch=e) for e in (0, 70, 35)]},
+            "train.curriculum",
+            "[0, 70, 35]",
+            "ascends, without repeats",
+        ),
+        (
+            TrainSettings,
+            {"curriculum": [StageSettings(from_epoch=e) for e in (0, 35, 35)]},
+            "train.curriculum",
+            "[0, 35, 35]",
+            "without repeats",
+        ),
+        (
+            TrainSettings,
+            {"epochs": 70, "curriculum": [StageSettings(from_epoch=e) for e in (0, 70)]},
+            "train.curriculum",
+            "[0, 70]",
+            "below train.epochs (70)",
+        ),
+        (StageSettings, {"from_epoch": -1}, "train.curriculum.from_epoch", "-1", "at least 0"),
+        (StageSettings, {"unroll": 0}, "train.curriculum.unroll", "0", "at least 1, or null"),
+        (
+            StageSettings,
+            {"attack_steps": -1},
+            "train.curriculum.attack_steps",
+            "-1",
+            "at least 0, or null",
+        ),
+        (
+            StageSettings,
+            {"epsilon_255": 0},
+            "train.curriculum.epsilon_255",
+            "0",
+            "above 0 and at most 255",
+        ),
+        (
+            LinearitySettings,
+            {"slope_weight": -1},
+            "train.linearity.slope_weight",
+            "-1",
+            "at least 0",
+        ),
+        (
+            LinearitySettings,
+            {"nonlinearity_weight": NAN},
+            "train.linearity.nonlinearity_weight",
+            "nan",
+            "at least 0 and finite",
+        ),
+        (
+            LinearitySettings,
+            {"search_rate": 0},
+            "train.linearity.search_rate",
+            "0",
+            "positive and finite",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_with_key_value_and_constraint(
@@ -232,7 +316,10 @@ def test_own_models_and_attacks_have_the_names_that_tables_show() -> None:
     assert cheap.name == "pgd_untargeted_margin_until_success_eps16"
 
 
-def test_settings_import_no_torch() -> None:
-    code = "import s3ta.settings, s3ta.trajectory, sys; sys.exit('torch' in sys.modules)"
+def test_settings_schedules_and_augmentation_import_no_torch() -> None:
+    code = (
+        "import s3ta.settings, s3ta.trajectory, s3ta.schedules, s3ta.augmentation, sys; "
+        "sys.exit('torch' in sys.modules)"
+    )
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
