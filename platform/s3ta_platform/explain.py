@@ -199,7 +199,7 @@ def _meant(near: Sequence[str]) -> str:
 
 def _near(section: str, name: str, known: Sequence[str]) -> list[str]:
     """Full keys: siblings written alike, else settings of that name in other sections."""
-    if siblings := get_close_matches(name, known, n=2):
+    if siblings := get_close_matches(name, known, n=2, cutoff=0.7):
         return [f"{section}.{s}" if section else s for s in siblings]
     return [path for path, _ in _all_paths() if path.rpartition(".")[2] == name][:3]
 

@@ -15,8 +15,7 @@ from s3ta_platform.plan import Plan, TrialPlan, TrialState, trial_state
 from s3ta_platform.schema import Experiment
 from s3ta_platform.trial_names import trial_names
 
-NUMBERS = ("para-\nmeters", "training", "its\nMACs", "attacks", "their\nMACs")
-RIGHT = (NUMBERS[0], NUMBERS[2], NUMBERS[4])
+TRIALS = ("trial", "key", "varied", "training", "attacks")
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -24,13 +23,16 @@ def show_plan(console: Console, plan: Plan) -> None:
     e = plan.experiment
     states = [trial_state(plan.storage, t) for t in plan.trials]
     costs = [_planned_cost(trial, plan) for trial in plan.trials]
-    table = _table(e.name, ("trial", "key", "varied", *NUMBERS))
-    for trial, state, cost in zip(plan.trials, states, costs, strict=True):
+    table = _table(f"{e.name}: what would run", TRIALS)
+    for trial, state in zip(plan.trials, states, strict=True):
         varied = _varied(trial.point)
-        numbers = _numbers(_training(trial, state), _attacks(state), cost)
-        table.add_row(*map(escape, (trial.name, trial.key, varied, *numbers)))
+        cells = (trial.name, trial.key, varied, _training(trial, state), _attacks(state))
+        table.add_row(*map(escape, cells))
     console.print(table)
     known = [cost for cost in costs if cost]
+    _show_costs(
+        console, [t.name for t, cost in zip(plan.trials, costs, strict=True) if cost], known
+    )
     _show_attacks(console, e, len(plan.trials[0].test_ids), known)
     if any(s.trained is None for s in states):
         console.print("A shard's key holds its model's digest, so it is known after training.")
@@ -44,16 +46,17 @@ def show_estimate(console: Console, composed: Composed, absent: NoDataError) -> 
     known = [cost for cost in costs if cost]
     if len(known) < len(costs):
         raise absent
-    table = _table(e.name, ("trial", "varied", *NUMBERS))
+    table = _table(f"{e.name}: what would run", TRIALS)
     names = trial_names(composed.trials)
     for trial, name, cost in zip(composed.trials, names, known, strict=True):
         varied = _varied(trial.point)
         train, images = trial.experiment.train, _declared(trial.experiment)[0]
         steps = train.steps_per_epoch(images) * train.epochs
         shards = sum(attack.shards for attack in cost.attacks)
-        numbers = _numbers(_updates(steps, train.batch), f"{shards:,} shards", cost)
-        table.add_row(*map(escape, (name, varied, *numbers)))
+        cells = (name, "", varied, _updates(steps, train.batch), f"{shards:,} shards")
+        table.add_row(*map(escape, cells))
     console.print(table)
+    _show_costs(console, names, known)
     _show_attacks(console, e, _declared(e)[1], known)
     console.print(
         "The data is not here yet, so numbers of images are those that the file declares, and keys "
@@ -62,23 +65,26 @@ def show_estimate(console: Console, composed: Composed, absent: NoDataError) -> 
     )
 
 
-def _table(name: str, columns: Sequence[str]) -> Table:
-    table = Table(
-        title=f"{name}: what would run", title_justify="left", box=None, padding=(0, 2, 0, 0)
-    )
+def _table(title: str, columns: Sequence[str], right: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in columns:
-        kept = column not in ("trial", "varied", "training", "attacks")
-        justify: Literal["right", "left"] = "right" if column in RIGHT else "left"
+        justify: Literal["right", "left"] = "right" if column in right else "left"
+        kept = column in ("key", *right)
         table.add_column(column, no_wrap=kept, overflow="fold", justify=justify)
     return table
 
 
-def _numbers(training: str, attacks: str, cost: TrialCost | None) -> tuple[str, ...]:
-    """The cells under NUMBERS."""
-    if cost is None:
-        return ("", training, "", attacks, "")
-    parameters = short_count(cost.parameters)
-    return (parameters, training, in_words(cost.training), attacks, in_words(cost.evaluation))
+def _show_costs(console: Console, names: Sequence[str], costs: Sequence[TrialCost]) -> None:
+    """Of trials whose cost is known."""
+    if not costs:
+        return
+    columns = ("parameters", "forward pass", "training", "attacks")
+    table = _table("What it costs, in multiply-adds (MACs):", ("trial", *columns), right=columns)
+    for name, cost in zip(names, costs, strict=True):
+        counts = (cost.forward, cost.training, cost.evaluation)
+        table.add_row(escape(name), short_count(cost.parameters), *map(in_words, counts))
+    console.print(table)
+    console.print("A gradient counts as one more pass, an update of the weights as three.")
 
 
 def _planned_cost(trial: TrialPlan, plan: Plan) -> TrialCost | None:
@@ -150,12 +156,6 @@ def _show_attacks(console: Console, e: Experiment, images: int, costs: Sequence[
             cells.append(_range([attack.multiply_adds for attack in own]))
         table.add_row(*map(escape, cells))
     console.print(table)
-    if costs:
-        forward = _range([cost.forward for cost in costs])
-        console.print(
-            f"A forward pass of one image takes {forward} multiply-adds (MACs); a gradient counts "
-            "as one more pass, an update of the weights as three."
-        )
 
 
 def _range(counts: Sequence[int]) -> str:
