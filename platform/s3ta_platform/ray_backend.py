@@ -83,10 +83,11 @@ def _resources(s: ClusterSettings) -> dict[str, float]:
 
 def _train_worker(config: dict[str, Any]) -> None:
     """What runs in each of Ray Train's workers."""
-    from s3ta_platform.train import Alone, Gloo, train
+    from s3ta_platform.groups import Alone, Joined
+    from s3ta_platform.train import train
 
     with process_group() as (rank, world):
-        train(config["job"], Alone() if world == 1 else Gloo(rank, world), config["emit"])
+        train(config["job"], Alone() if world == 1 else Joined(rank, world), config["emit"])
 
 
 class Mailbox:

@@ -7,7 +7,14 @@ are lower case because YAML names them.
 from s3ta.settings.attacks import AttackSettings, Dtype, EngineSettings, Goal, Loss, Mode
 from s3ta.settings.checks import require
 from s3ta.settings.models import AttentionSettings, Block, ModelSettings, VisionSettings
-from s3ta.settings.training import Augmentation, Schedule, TrainAttackSettings, TrainSettings
+from s3ta.settings.training import (
+    Augmentation,
+    OnNonfinite,
+    Schedule,
+    Sums,
+    TrainAttackSettings,
+    TrainSettings,
+)
 
 __all__ = [
     "AttackSettings",
@@ -20,7 +27,9 @@ __all__ = [
     "Loss",
     "Mode",
     "ModelSettings",
+    "OnNonfinite",
     "Schedule",
+    "Sums",
     "TrainAttackSettings",
     "TrainSettings",
     "VisionSettings",
