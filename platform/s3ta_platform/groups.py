@@ -1,11 +1,15 @@
 """The workers that share a training step, and what they have to tell one another."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from s3ta_platform.watchdog import Watch
 
 
 class Group(Protocol):
@@ -51,14 +55,20 @@ class Joined:
     rank: int
     world: int
     device: str = "cpu"
+    watch: "Watch | None" = None
 
     def add_up(self, flat: Tensor) -> None:
-        torch.distributed.all_reduce(flat)
+        with self._watched():
+            torch.distributed.all_reduce(flat)
 
     def agree(self, number: int) -> int:
         told = torch.tensor([number], dtype=torch.int64, device=self.device)
-        torch.distributed.broadcast(told, src=0)
-        return int(told.item())
+        with self._watched():
+            torch.distributed.broadcast(told, src=0)
+            return int(told.item())
+
+    def _watched(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.watch is None else self.watch.waiting()
 
 
 ALONE = Alone()
