@@ -1,17 +1,15 @@
 """One training step, cut into microbatches that any number of workers may share.
 
 A step's images are a fixed list of microbatches. BatchNorm normalises one microbatch; gradients and
-BatchNorm statistics of all of them are added in float64, over all workers, and divided once. So the
-number of workers changes how long a step takes, not what it computes.
+BatchNorm statistics of all of them are added exactly, over all workers, and divided once (see
+s3ta/sums.py). So the number of workers changes how long a step takes, not what it computes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -23,11 +21,9 @@ from s3ta.objective import cross_entropy
 from s3ta.objectives import least_linear, linearity, paired
 from s3ta.schedules import stage_at
 from s3ta.settings import Augmentation, Goal, Objective, TrainSettings
+from s3ta.sums import StepSums
 from s3ta.threat import LinfBall
 from s3ta.trajectory import training_trajectory
-from s3ta.vision import batchnorms
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -37,23 +33,6 @@ class Moment:
     epoch: int
     step: int
     """Counted over the whole training."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step over the whole batch saw."""
-
-    loss: float
-    """Mean of what training minimises, smoothed as configured."""
-    adversarial_top1: float
-    """Share of the images classified rightly, in training mode: attacked as far as the objective
-    attacks them, so clean ones for plain, and those of its search for llr."""
-
-
-def epoch_order(image_ids: Ids, settings: TrainSettings, epoch: int) -> Ids:
-    """The ids in the order of one epoch."""
-    order = Key(settings.seed, Purpose.ORDER, epoch=epoch).permutation(len(image_ids))
-    return image_ids[order]
 
 
 def optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
@@ -76,49 +55,6 @@ def optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.SGD:
         nesterov=settings.momentum > 0,
         weight_decay=settings.weight_decay,
     )
-
-
-class StepSums:
-    """Sums over microbatches, in one flat float64 buffer that workers can add up.
-
-    Order: gradients of all parameters, means and variances of all BatchNorms, loss, correct images.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.parameters = list(model.parameters())
-        self.norms = list(batchnorms(model))
-        size = sum(p.numel() for p in self.parameters)
-        size += sum(2 * n.num_features for n in self.norms) + 2
-        device = self.parameters[0].device
-        self.flat = torch.zeros(size, dtype=torch.float64, device=device)
-
-    def reset(self) -> None:
-        self.flat.zero_()
-
-    def add(self, gradients: Iterable[Tensor], loss: Tensor, correct: Tensor) -> None:
-        """Add one microbatch; BatchNorms hold what they saw of it."""
-        parts = [g.reshape(-1) for g in gradients]
-        for norm in self.norms:
-            assert norm.seen is not None
-            parts.extend(norm.seen)
-        parts += [loss.detach().reshape(1), correct.reshape(1).to(loss.dtype)]
-        self.flat += torch.cat(parts)
-
-    def apply(self, settings: TrainSettings) -> StepReport:
-        """Put the mean gradient into `.grad`, update the running statistics, report."""
-        mean = self.flat / settings.microbatches
-        at = 0
-        for p in self.parameters:
-            p.grad = mean[at : at + p.numel()].view_as(p).to(p.dtype)
-            at += p.numel()
-        for norm in self.norms:
-            for running in (norm.running_mean, norm.running_var):
-                assert running is not None
-                seen = mean[at : at + norm.num_features].to(running.dtype)
-                running.lerp_(seen, 1 - settings.batchnorm_decay)
-                at += norm.num_features
-        loss, correct = mean[at:].tolist()
-        return StepReport(loss, correct / settings.microbatch)
 
 
 def attack_microbatch(
@@ -179,7 +115,7 @@ def add_microbatch(
         losses_B, right_B = _classified(model, batch, attacked, labels_B, settings, moment)
     loss = losses_B.mean()
     gradients = torch.autograd.grad(loss, sums.parameters)
-    sums.add(gradients, loss, right_B.sum())
+    sums.add(index, gradients, loss, right_B.sum())
 
 
 def _classified(

@@ -12,6 +12,7 @@ pickled, so that loading a checkpoint from a stranger executes nothing.
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,9 +110,11 @@ def load(storage: Storage, prefix: str, step: int) -> Checkpoint:
     return Checkpoint(step, tensors, meta, hashlib.sha256(raw).hexdigest())
 
 
-def prune(storage: Storage, prefix: str, keep: int) -> None:
-    """Delete all complete checkpoints but the last `keep`, and incomplete ones before the latest.
+def prune(storage: Storage, prefix: str, keep: int, best_by: str = "") -> None:
+    """Delete all complete checkpoints but those below, and incomplete ones before the latest.
 
+    The last `keep` stay. With `best_by`, of those whose meta["metrics"] has that number (they end
+    an epoch) the highest stays too, the earliest of equals, and so does the last of them.
     A manifest goes first, so that a checkpoint stops existing before its files do.
     """
     if keep < 1:
@@ -119,15 +122,27 @@ def prune(storage: Storage, prefix: str, keep: int) -> None:
     complete = steps(storage, prefix)
     if not complete:
         return
-    kept = complete[-keep:]
+    kept = {*complete[-keep:], *(_best_and_last(storage, prefix, complete, best_by))}
     doomed = [
         name
         for name in storage.list(f"{prefix}/")
-        if (step := _step(name, prefix)) is not None and step not in kept and step < kept[-1]
+        if (step := _step(name, prefix)) is not None and step not in kept and step < complete[-1]
     ]
     for name in sorted(doomed, key=lambda name: (not name.endswith(f"/{MANIFEST}"), name)):
         storage.delete(name)
     storage.clear_temporaries(f"{prefix}/")
+
+
+def _best_and_last(storage: Storage, prefix: str, complete: list[int], by: str) -> list[int]:
+    """Which steps have the highest number of that name, and the last one."""
+    found = {}
+    for step in complete if by else []:
+        with suppress(NotStored):  # deleted by another
+            raw = storage.get(f"{_folder(prefix, step)}/{MANIFEST}")
+            metrics = json.loads(raw)["meta"].get("metrics", {})
+            if by in metrics:
+                found[step] = metrics[by]
+    return [max(found, key=lambda step: (found[step], -step)), max(found)] if found else []
 
 
 def model_digest(state: Mapping[str, torch.Tensor]) -> str:

@@ -48,9 +48,13 @@ DRIVER = {
 }
 
 _LOOPBACK_DEVICE = "lo0" if sys.platform == "darwin" else "lo"
-LOCAL = {
-    # One process less per fit: there are no nodes to be drained.
+OWN = {
+    # One process less per fit: the only node is this one, and is not drained.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Settings of all processes of a cluster started here."""
+
+LOCAL = {
     # Undocumented on Linux, and the only setting that keeps every port of Ray off the network.
     ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
     "GLOO_SOCKET_IFNAME": _LOOPBACK_DEVICE,
@@ -70,12 +74,17 @@ class Cluster:
 
 @contextmanager
 def local_cluster(
-    *, cpus: int | None = None, address: str = "local", log_file: Path | None = None
+    *,
+    cpus: int | None = None,
+    address: str = "local",
+    log_file: Path | None = None,
+    hang_s: float = 600.0,
 ) -> Iterator[Cluster]:
     """Ray for the time of a `with` block: started here, or joined at `auto` or host:port.
 
     `cpus` sets the logical CPUs of a cluster started here; a joined one has its own. What Ray and
     its workers print goes to `log_file`, or, without one, nowhere but to Ray's own log folder.
+    A training worker that does not answer for `hang_s` is replaced.
     At the end whatever this driver still has on the cluster is removed.
 
     Raises:
@@ -84,7 +93,8 @@ def local_cluster(
     own = address == "local"
     address = address if own else _running(address)
     loopback = own or address.rsplit(":", 1)[0] in ("127.0.0.1", "localhost")
-    settings = EVERYWHERE | (LOCAL if loopback else {})
+    settings = EVERYWHERE | (LOCAL if loopback else {}) | (OWN if own else {})
+    settings["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(hang_s)
     with _environment(settings | DRIVER), _loopback(loopback), _ray_prints_to(log_file):
         yield from _session(cpus if own else None, address, log_file is not None, settings)
 

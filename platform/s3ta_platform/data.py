@@ -113,6 +113,12 @@ class ParquetImages:
             images_BCHW[place] = image_CHW
         return images_BCHW, self.labels_N[rows_B]
 
+    def groups_of(self, ids: Sequence[int] | Integers) -> Integers:
+        """The row group of each image, numbered over all files: what is read as one piece."""
+        rows_B = self._rows(np.asarray(ids, dtype=np.int64).reshape(-1))
+        groups_B: Integers = np.searchsorted(self._starts, rows_B, side="right") - 1
+        return groups_B
+
     def _rows(self, ids_B: Integers) -> Integers:
         places_B = np.searchsorted(self._sorted_ids, ids_B).clip(max=len(self._sorted_ids) - 1)
         unknown = np.flatnonzero(self._sorted_ids[places_B] != ids_B)

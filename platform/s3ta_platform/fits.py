@@ -3,12 +3,23 @@
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ray
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import get_node_ip_address
+
+from s3ta_platform.notices import Notices
+from s3ta_platform.stacks import ask_and_end, listen
+
+if TYPE_CHECKING:
+    from s3ta_platform.groups import Group
+
+RESIZED_EVERY_S = 30.0
+"""Seconds between looks whether an elastic group can have more workers."""
 
 UNUSED = {
     # Asks the dashboard, in vain without one; leftovers.remove_orphans does its work.
@@ -28,25 +39,30 @@ class Trainer(DataParallelTrainer):
 
 
 def fit(
-    loop: Callable[[dict[str, Any]], None],
+    loop: Callable[[dict[str, Any]], Any],
     config: dict[str, Any],
     *,
     name: str,
     scratch: Path | str,
     workers: int = 1,
+    workers_min: int | None = None,
     resources: dict[str, float] | None = None,
     max_failures: int = 2,
-) -> None:
+) -> Any:
     """Run `loop(config)` on each of `workers` train workers until all have returned.
 
-    `resources` are one worker's: {"CPU": 1} unless given. After a worker has died or raised, all
-    are started again, up to `max_failures` times: the loop has to go on from what is durable.
-    `scratch` is an absolute path, new for every start of the driver: Ray returns the old result
-    of a `name` that it has finished there, and unpickles what it finds.
+    Gives what it returned on rank 0. `resources` are one worker's: {"CPU": 1} unless given. After a
+    worker has died or raised, all are started again, up to `max_failures` times: the loop has to go
+    on from what is durable. With `workers_min` the group is elastic: it runs on so many workers at
+    least, and all are started again as nodes leave and come. `scratch` is an absolute path, new for
+    every start of the driver: Ray returns the old result of a `name` that it has finished there,
+    and unpickles what it finds.
 
     Raises:
         ray.train.TrainingFailedError: the last failure, when there were too many.
+        ray.exceptions.RayActorError: Train's controller has died, whatever the failures allowed.
     """
+    callbacks: list[Any] = [Notices()]
     run_config: Any = RunConfig(
         name=name,
         storage_path=str(scratch),
@@ -54,32 +70,46 @@ def fit(
         failure_config=FailureConfig(
             max_failures=max_failures, controller_failure_limit=max_failures
         ),
+        callbacks=callbacks,
     )
     resources = resources or {"CPU": 1}
     scaling = ScalingConfig(
-        num_workers=workers,
+        num_workers=workers if workers_min in (None, workers) else (workers_min, workers),
         use_gpu=resources.get("GPU", 0) > 0,
         resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZED_EVERY_S,
     )
-    Trainer(loop, train_loop_config=config, scaling_config=scaling, run_config=run_config).fit()
+    trainer = Trainer(loop, train_loop_config=config, scaling_config=scaling, run_config=run_config)
+    result: Any = trainer.fit()
+    return result.return_value
 
 
 @contextmanager
-def process_group(backend: str = "gloo") -> Iterator[tuple[int, int]]:
-    """In a train worker: its (rank, world size), joined by torch.distributed if there are several.
+def process_group(
+    device: str = "cpu", hang_s: float = 600.0, patience_s: float = 3600.0
+) -> Iterator["Group"]:
+    """In a train worker: the workers, joined by torch.distributed if there are several, watched.
 
-    Ray's TorchTrainer would do this too, but then torch's store listens, unauthenticated, on every
-    interface, also for a single worker. Here rank 0 listens on its node's own address, which is
-    loopback on a cluster started by cluster.local_cluster.
+    A worker without progress for `hang_s` is ended. A sum may take `patience_s` longer than that:
+    so long a worker may wait for the store.
+
+    Ray's TorchTrainer would do the first too, but then torch's store listens, unauthenticated, on
+    every interface, also for a single worker. Here rank 0 listens on its node's own address, which
+    is loopback on a cluster started by cluster.local_cluster.
     """
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
 
+    # torch takes a second or two: not in the controller.
+    from s3ta_platform.groups import Alone, Joined
+    from s3ta_platform.watchdog import Watch
+
     rank, size = get_context().get_world_rank(), get_context().get_world_size()
+    process = listen(ray.get_runtime_context().get_node_id())
     if size == 1:
-        yield rank, size
+        with Watch(rank, size, hang_s, None, process, ask_and_end):
+            yield Alone()
         return
-    # torch takes a second or two: after the early return, and not in the controller.
     import torch.distributed
 
     own: str = get_node_ip_address()  # type: ignore[no-untyped-call]
@@ -88,8 +118,16 @@ def process_group(backend: str = "gloo") -> Iterator[tuple[int, int]]:
     store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
         host, port, size, server is not None, master_listen_fd=server.detach() if server else None
     )
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
-    try:
-        yield rank, size
-    finally:
-        torch.distributed.destroy_process_group()
+    own_store = torch.distributed.TCPStore(host, port, size, False)  # type: ignore[attr-defined]
+    with Watch(rank, size, hang_s, own_store, process, ask_and_end) as watch:
+        torch.distributed.init_process_group(
+            "nccl" if device == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=patience_s + 2 * hang_s),
+        )
+        try:
+            yield Joined(rank, size, device, watch)
+        finally:
+            torch.distributed.destroy_process_group()

@@ -1,6 +1,6 @@
 """The two jobs of a trial, as plain settings that travel to workers. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ class TrainJob:
     """Of the results."""
     threads: int
     device: str
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    """How often to save, how long to wait: nothing that changes the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +75,16 @@ class EvaluateJob:
         return content_key(**self.key_parts(trajectory, image_ids))
 
 
-def open_images(location: str, data: DataSettings, model: ModelSettings) -> ParquetImages:
+def open_images(
+    location: str, data: DataSettings, model: ModelSettings, cache_mb: int = 256
+) -> ParquetImages:
     """The images at a location, with as many channels as the model takes."""
     return ParquetImages(
         location,
         channels=3 if model.channels == 3 else 1,
         size=data.image_size,
         classes=data.classes,
+        cache_bytes=cache_mb * 2**20,
     )
 
 

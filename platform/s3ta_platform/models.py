@@ -8,7 +8,7 @@ from s3ta_platform import checkpoints
 from s3ta_platform.foreign import has_digest, load_factory
 from s3ta_platform.jobs import EvaluateJob, open_images
 from s3ta_platform.storage import Storage
-from s3ta_platform.train import deployed_digest
+from s3ta_platform.training_state import deployed_digest
 from s3ta_platform.trials import checkpoint_prefix, trial_folder
 
 

@@ -204,6 +204,7 @@ def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
             root=open_storage(e.results).root,
             threads=e.cluster.threads,
             device=device,
+            cluster=e.cluster,
         ),
         steps=model.steps,
         test_ids=evaluation_ids(data.images(e, e.data.test).ids_N, e.evaluate),

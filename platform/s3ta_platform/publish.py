@@ -16,7 +16,7 @@ from s3ta_platform.remarks import agreement
 from s3ta_platform.results import TrialResult
 from s3ta_platform.summaries import summarise
 from s3ta_platform.tracking import Point, RunId, Status, Tracker
-from s3ta_platform.trials import read_history
+from s3ta_platform.trials import checkpoint_references, read_history
 
 TRAINING_SERIES = ("loss", "adversarial_top1", "learning_rate")
 
@@ -45,13 +45,18 @@ class Publisher:
         )
 
     def training(self, trial: TrialPlan) -> None:
-        """The training curve up to the last checkpoint, with the times of its points."""
+        """The training curve up to the last checkpoint, with the times of its points.
+
+        Checkpoints themselves are stored once, in the results; the run refers to them.
+        """
         points = [
             Point(f"train/{name}", point[name], int(point["step"]), int(point["time"] * 1000))
             for point in read_history(self.storage, trial.key)
             for name in TRAINING_SERIES
         ]
         self.tracker.log_series(self.run_ids[trial.key], points)
+        if references := checkpoint_references(self.storage, trial.key):
+            self.tracker.log_dict(self.run_ids[trial.key], references, "checkpoints.json")
 
     def evaluation(self, trial: TrialPlan) -> None:
         """Accuracies, if every shard is there."""

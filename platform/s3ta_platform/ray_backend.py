@@ -1,12 +1,15 @@
 """A trial's two kinds of work on Ray: training on Ray Train, shards on actors."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.exceptions import RayActorError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from s3ta.errors import UserError
 from s3ta.tally import Tally
@@ -14,9 +17,13 @@ from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.executors import JobFailure, run_on_ray
 from s3ta_platform.fits import fit, process_group
 from s3ta_platform.jobs import TrainJob
-from s3ta_platform.leftovers import wait_for_room
+from s3ta_platform.leftovers import remove_orphans, wait_for_room
+from s3ta_platform.notices import heeding, told_to_leave
 from s3ta_platform.schema import ClusterSettings
 from s3ta_platform.shards import DoWork, Work
+from s3ta_platform.storage import open_storage
+from s3ta_platform.tickets import shown
+from s3ta_platform.trials import checkpoint_steps
 
 log = logging.getLogger("ray.s3ta")  # ends up in the run's log file
 
@@ -33,22 +40,36 @@ class OnRay:
     """For Ray's own files, which nothing of ours ever reads: checkpoints are in the results."""
 
     def train(self, job: TrainJob, emit: Emit) -> None:
-        """One fit. A worker that dies is replaced, and all go on from the last checkpoint."""
-        s = self.settings
-        try:
-            fit(
-                _train_worker,
-                {"job": job, "emit": emit},
-                name=f"{job.key}-s0",
-                scratch=self.scratch,
-                workers=s.train_workers,
-                resources=_resources(s),
-                max_failures=s.attempts - 1,
-            )
-        except WorkerGroupError as error:
-            # Ray wraps what a worker raised; its text is a traceback.
-            raised = (getattr(f, "_base_exc", f) for f in error.worker_failures.values())
-            raise next((e for e in raised if isinstance(e, UserError)), error) from None
+        """Fits, usually one. What dies is replaced, and all go on from the last checkpoint.
+
+        Train replaces workers; where it gives up, or its controller dies, a new fit is begun: as
+        long as there was progress since the last, and otherwise `cluster.attempts` times.
+        """
+        s, tried = self.settings, 0
+        for number in itertools.count():
+            begun_at, tried = _saved(job), tried + 1
+            try:
+                told = fit(
+                    _train_worker,
+                    {"job": job, "emit": emit},
+                    name=f"{job.key}-s{number}",
+                    scratch=self.scratch,
+                    workers=s.train_workers,
+                    workers_min=s.train_workers_min,
+                    resources=_resources(s),
+                    max_failures=s.attempts - 1,
+                )
+            except (TrainingFailedError, RayActorError) as error:
+                if _saved(job) > begun_at:
+                    tried = 0
+                elif tried >= s.attempts or isinstance(error, WorkerGroupError):
+                    raise _cause(error) from None
+                log.warning("trial %s: training is begun again: %s", job.key, shown(error))
+                remove_orphans()  # the CPUs that a dead controller holds
+            else:
+                if told is not None:
+                    raise UserError(told)
+                return
 
     def fan_out(
         self,
@@ -81,12 +102,36 @@ def _resources(s: ClusterSettings) -> dict[str, float]:
     return {"CPU": float(s.threads), **gpus}
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """What runs in each of Ray Train's workers."""
-    from s3ta_platform.train import Alone, Gloo, train
+def _saved(job: TrainJob) -> int:
+    """The step of the last checkpoint."""
+    return max(checkpoint_steps(open_storage(job.root), job.key), default=0)
 
-    with process_group() as (rank, world):
-        train(config["job"], Alone() if world == 1 else Gloo(rank, world), config["emit"])
+
+def _cause(error: Exception) -> Exception:
+    """Our own words, if it is a worker that raised; Ray wraps them in the text of a traceback."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    raised = (getattr(f, "_base_exc", f) for f in failures)
+    return next((e for e in raised if isinstance(e, UserError)), error)
+
+
+def _train_worker(config: dict[str, Any]) -> str | None:
+    """What runs in each of Ray Train's workers.
+
+    Gives the error with which all of them have ended, if trying again can't help: raised, Train
+    would start them again.
+    """
+    from s3ta_platform.not_finite import NotFiniteError
+    from s3ta_platform.train import train
+
+    job: TrainJob = config["job"]
+    cluster = job.cluster
+    try:
+        with process_group(job.device, cluster.hang_s, cluster.store_patience_s) as group:
+            train_it = partial(train, job, group, config["emit"], told_to_leave)
+            heeding(train_it)
+    except NotFiniteError as error:
+        return str(error)
+    return None
 
 
 class Mailbox:

@@ -187,18 +187,35 @@ class ClusterSettings:
     """How long work waits for a store that is full or does not answer."""
     lease_s: float = 120.0
     """Work that another run has begun is left to it until it was silent for so long."""
+    train_workers_min: int | None = None
+    """Elastic training: with fewer workers than `train_workers`, but at least so many, training
+    goes on as well; as nodes leave and come back it is resized. Null: always `train_workers`."""
+    checkpoint_steps: int | None = None
+    """Training is saved at the end of every epoch, and after every so many steps."""
+    keep_checkpoints: int = 2
+    """The last so many; beside them those of the last epoch's end and of the best epoch."""
+    read_cache_mb: int = 2048
+    """Encoded images that a training worker keeps: as many as `train.shuffle_window`, or they are
+    read again and again."""
 
     def __post_init__(self) -> None:
         for name in ("hang_s", "snapshot_s", "store_patience_s", "lease_s"):
             value = getattr(self, name)
             require(0 < value < math.inf, f"cluster.{name}", value, "positive and finite")
-        for name in ("snapshot_steps", "snapshot_budget_mb"):
+        for name in ("snapshot_steps", "snapshot_budget_mb", "checkpoint_steps"):
             value = getattr(self, name)
-            good = value is None or value >= (name == "snapshot_steps")
+            good = value is None or value >= (name != "snapshot_budget_mb")
             require(good, f"cluster.{name}", value, "at least 1, or null; a budget at least 0")
-        for name in ("train_workers", "evaluate_workers", "threads", "attempts"):
+        whole = ("train_workers", "evaluate_workers", "threads", "attempts", "keep_checkpoints")
+        for name in (*whole, "read_cache_mb"):
             value = getattr(self, name)
             require(value >= 1, f"cluster.{name}", value, "at least 1")
+        require(
+            self.train_workers_min is None or 1 <= self.train_workers_min <= self.train_workers,
+            "cluster.train_workers_min",
+            self.train_workers_min,
+            f"from 1 to cluster.train_workers ({self.train_workers}), or null",
+        )
         require(self.cpus is None or self.cpus >= 1, "cluster.cpus", self.cpus, "at least 1")
         require(
             0 <= self.gpus_per_worker < math.inf,

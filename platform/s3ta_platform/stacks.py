@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 WRITTEN_WITHIN_S = 3.0
 POLL_S = 0.02
 STABLE_POLLS = 10
+ASKED_WITHIN_S = 30.0
 GRACE_S = 1.0
 """So long Ray may take to end a process in its own way."""
 
@@ -55,6 +57,23 @@ def ask_and_kill(process: Process, actor: Any) -> "ray.ObjectRef[str]":
     there = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
     task: Any = ray.remote(_ask_and_kill).options(num_cpus=0, scheduling_strategy=there)
     return task.remote(process, actor)  # type: ignore[no-any-return]
+
+
+def ask_and_end(process: Process) -> str:
+    """The same for a process that is to die without its actor being asked; waits, and tells."""
+    there = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
+    task: Any = ray.remote(_ask_and_end).options(num_cpus=0, scheduling_strategy=there)
+    try:
+        return str(ray.get(task.remote(process), timeout=ASKED_WITHIN_S))
+    except (RayError, TimeoutError) as error:
+        return f"process {process.pid} could not be reached: {type(error).__name__}"
+
+
+def _ask_and_end(process: Process) -> str:
+    try:
+        return dump(process)
+    finally:
+        end(process, grace_s=0)
 
 
 def _ask_and_kill(process: Process, actor: Any) -> str:

@@ -47,7 +47,9 @@ def run_on_ray(
 ) -> dict[str, str]:
     """Run the trials; gives the errors of those that failed, by key."""
     with (
-        local_cluster(cpus=settings.cpus, address=settings.address, log_file=log) as cluster,
+        local_cluster(
+            cpus=settings.cpus, address=settings.address, log_file=log, hang_s=settings.hang_s
+        ) as cluster,
         tempfile.TemporaryDirectory(prefix="s3ta-ray-", ignore_cleanup_errors=True) as scratch,
     ):
         require_room(settings, cluster.cpus)

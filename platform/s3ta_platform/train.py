@@ -1,233 +1,136 @@
 """Adversarial training of one trial: the loop, in order, for one process or many workers.
 
-Every worker runs `train`. Microbatches are dealt out to the workers and summed in float64, so the
+Every worker runs `train`. Microbatches are dealt out to the workers and added up exactly, so the
 weights do not depend on how many there are. Progress survives in checkpoints of our own: whoever
-starts the same job again goes on from the last one.
+starts the same job again goes on from the last one, and ends with the same bits.
 """
 
-import json
-import time
-from dataclasses import dataclass
-from typing import Any, Protocol
+import logging
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
-import numpy as np
-import torch
-import torch.distributed
-from torch import Tensor, nn
-
-from s3ta.errors import UserError
-from s3ta.model import build, parameters
+from s3ta.batch import Batch
+from s3ta.order import Ids, epoch_order
 from s3ta.schedules import learning_rate
-from s3ta.settings import ModelSettings
-from s3ta.training import (
-    Moment,
-    StepReport,
-    StepSums,
-    add_microbatch,
-    epoch_order,
-    optimizer,
-)
-from s3ta_platform import checkpoints
+from s3ta.sums import StepReport, StepSums
+from s3ta.training import Moment, add_microbatch
+from s3ta_platform import checkpoints, pulse
 from s3ta_platform.devices import pin_arithmetic, resolve_device
 from s3ta_platform.events import Emit, Event, Phase, ignore
 from s3ta_platform.feed import feed, wanted
-from s3ta_platform.jobs import Ids, TrainJob, open_images, training_ids
-from s3ta_platform.record import content_key
+from s3ta_platform.groups import ALONE, Group
+from s3ta_platform.jobs import TrainJob, open_images, training_ids
+from s3ta_platform.not_finite import on_record, pass_over
+from s3ta_platform.patience import patient
 from s3ta_platform.storage import Storage, open_storage
-from s3ta_platform.trials import checkpoint_prefix, trained_name
+from s3ta_platform.training_state import Training, finish
+from s3ta_platform.trials import checkpoint_prefix
 
-KEEP_CHECKPOINTS = 2
-HISTORY_POINTS = 1000
-"""About so many points of the training curves are kept, however long training is."""
-
-
-class Group(Protocol):
-    """The workers that share a step."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world(self) -> int: ...
-
-    def add_up(self, flat: Tensor) -> None:
-        """Replace the buffer by its sum over all workers."""
+log = logging.getLogger("ray.s3ta")  # ends up in the run's log file
 
 
-@dataclass(frozen=True)
-class Alone:
-    """One worker, nothing to add up."""
-
-    rank: int = 0
-    world: int = 1
-
-    def add_up(self, flat: Tensor) -> None:
-        """The sum over one worker."""
+class ToldToLeaveError(Exception):
+    """Training has stopped at a step that is saved, because a worker had to leave."""
 
 
-@dataclass(frozen=True)
-class Gloo:
-    """Workers joined by torch.distributed; float64 sums, rounded once, are the same for any number.
+def train(
+    job: TrainJob,
+    group: Group = ALONE,
+    emit: Emit = ignore,
+    told_to_leave: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train to the end, from the last checkpoint if there is one; rank 0 writes.
 
-    An exact sum would be; 53 bits for terms of 24 leave room for what microbatches differ by.
+    told_to_leave: asked at every step. Once it says so on any worker, all save and leave.
+
+    Raises:
+        ToldToLeaveError: on all workers, after the checkpoint.
+        NotFiniteError: on all workers, where a step is not finite and may not pass.
     """
-
-    rank: int
-    world: int
-
-    def add_up(self, flat: Tensor) -> None:
-        torch.distributed.all_reduce(flat)
-
-
-ALONE = Alone()
-
-
-@dataclass
-class _Progress:
-    """What a checkpoint holds."""
-
-    model: nn.Module
-    optimizer: torch.optim.SGD
-    step: int
-    history: list[dict[str, float]]
-
-
-def train(job: TrainJob, group: Group = ALONE, emit: Emit = ignore) -> None:
-    """Train to the end, from the last checkpoint if there is one; rank 0 writes."""
     pin_arithmetic(job.threads)
-    device, settings, storage = resolve_device(job.device), job.train, open_storage(job.root)
-    images = open_images(job.data.train, job.data, job.model)
+    device, settings = resolve_device(job.device), job.train
+    storage = patient(open_storage(job.root), job.cluster.store_patience_s, log.warning, pulse.beat)
+    images = open_images(job.data.train, job.data, job.model, job.cluster.read_cache_mb)
     ids = training_ids(images.ids_N, job.data)
-    epoch_steps = settings.steps_per_epoch(len(ids))
-    total = epoch_steps * settings.epochs
-    state = _resume(job, storage, device)
-    sums = StepSums(state.model)
-    todo = wanted(
-        settings,
-        lambda epoch: epoch_order(ids, settings, epoch),
-        epoch_steps,
-        state.step,
-        group.rank,
-        group.world,
-    )
-    batches = feed(images, settings, todo)
-    window: list[StepReport] = []
-    order = ids
-    order_epoch = -1
-    while state.step < total:
-        epoch, within = divmod(state.step, epoch_steps)
-        if order_epoch != epoch:
-            order, order_epoch = epoch_order(ids, settings, epoch), epoch
-        moment = Moment(epoch, state.step)
+    groups = images.groups_of(ids)
+    training = Training.begin(job, device, settings.steps_per_epoch(len(ids)))
+    _resume(training, storage, group)
+    sums = StepSums(training.model, settings)
+    not_again = on_record(storage, job.key) if group.rank == 0 else set()
+
+    @lru_cache(maxsize=2)  # the feed may be in the next epoch already
+    def order_of(epoch: int) -> Ids:
+        return epoch_order(ids, settings, epoch, groups)
+
+    def batches_from(step: int) -> Iterator[Batch]:
+        steps = training.epoch_steps
+        return feed(
+            images, settings, wanted(settings, order_of, steps, step, group.rank, group.world)
+        )
+
+    batches, expected = batches_from(training.step), training.step
+    while training.step < training.total:
+        epoch, within = divmod(training.step, training.epoch_steps)
+        if training.step != expected:  # rolled back
+            batches = batches_from(training.step)
+        expected = training.step + 1
+        step_ids = order_of(epoch)[within * settings.batch : (within + 1) * settings.batch]
+        moment = Moment(epoch, training.step)
         sums.reset()
         for index in range(group.rank, settings.microbatches, group.world):
-            batch = next(batches)
-            add_microbatch(state.model, sums, batch, settings, moment, index, job.classes, device)
+            add_microbatch(
+                training.model, sums, next(batches), settings, moment, index, job.classes, device
+            )
+            pulse.beat(training.step)
+        if told_to_leave():
+            sums.wish()
+        if training.step in not_again:
+            sums.mark(0)
         group.add_up(sums.flat)
-        rate = learning_rate(settings, state.step / epoch_steps)
-        for parameters_of in state.optimizer.param_groups:
-            parameters_of["lr"] = rate
-        report = sums.apply(settings)
-        _require_finite(report, job, moment, order, within)
-        state.optimizer.step()
-        state.step += 1
-        window.append(report)
-        durable = state.step % epoch_steps == 0
-        if durable or state.step % max(1, total // HISTORY_POINTS) == 0:
-            state.history.append(_point(window, state.step, epoch_steps, rate))
-            window = []
+        report = sums.report()
+        rate = learning_rate(settings, training.step / training.epoch_steps)
+        if report.not_finite:
+            pass_over(training, storage, report, step_ids, write=group.rank == 0)
+        else:
+            for parameters_of in training.optimizer.param_groups:
+                parameters_of["lr"] = rate
+            sums.apply()
+            training.optimizer.step()
+        training.passed(report, rate)
+        leaving = report.wishes > 0 and training.step < training.total
+        durable = leaving or _is_due(training)
         if group.rank == 0:
             if durable:
-                _save(job, storage, state)
-            emit(_event(job, state, total, report, durable))
+                training.save(storage)
+            emit(_event(training, report, durable))
+        if leaving:
+            group.agree(training.step)  # nobody leaves, and ends the others, while rank 0 writes
+            raise ToldToLeaveError(f"left at step {training.step}, which is saved")
     if group.rank == 0:
-        _finish(job, storage, state.step)
+        finish(job, storage, training.step)
 
 
-def _resume(job: TrainJob, storage: Storage, device: str) -> _Progress:
-    model = build(job.model, job.classes, job.train.seed).to(device)
-    optimiser = optimizer(model, job.train)
-    prefix = checkpoint_prefix(job.key)
-    step = checkpoints.latest(storage, prefix)
-    if step is None:
-        return _Progress(model, optimiser, 0, [])
-    saved = checkpoints.load(storage, prefix, step)
-    checkpoints.load_into(model, saved.tensors["model"])
-    by_name = dict(model.named_parameters())
-    for name, momentum in saved.tensors["optimizer"].items():
-        optimiser.state[by_name[name]]["momentum_buffer"] = momentum.to(device)
-    return _Progress(model, optimiser, step, saved.meta["history"])
+def _resume(training: Training, storage: Storage, group: Group) -> None:
+    """From the latest checkpoint, as rank 0 sees it: another may be appearing just now."""
+    mine = group.rank == 0
+    prefix = checkpoint_prefix(training.job.key)
+    step = group.agree((checkpoints.latest(storage, prefix) or 0) if mine else 0)
+    if step:
+        training.resume(storage, step)
 
 
-def _save(job: TrainJob, storage: Storage, state: _Progress) -> None:
-    momenta = {
-        name: state.optimizer.state[p]["momentum_buffer"]
-        for name, p in state.model.named_parameters()
-        if "momentum_buffer" in state.optimizer.state[p]
-    }
-    tensors = {"model": state.model.state_dict(), "optimizer": momenta}
-    meta: dict[str, Any] = {
-        "trial": job.key,
-        "threads": job.threads,
-        "device": job.device,
-        "history": state.history,
-    }
-    prefix = checkpoint_prefix(job.key)
-    checkpoints.save(storage, prefix, state.step, tensors, meta)
-    checkpoints.prune(storage, prefix, KEEP_CHECKPOINTS)
+def _is_due(training: Training) -> bool:
+    every = training.job.cluster.checkpoint_steps
+    return training.at_epoch_end or (every is not None and training.step % every == 0)
 
 
-def _finish(job: TrainJob, storage: Storage, step: int) -> None:
-    """The record that makes the trial count as trained; plans read it without torch.
-
-    It describes what is stored, whoever wrote it first.
-    """
-    weights = checkpoints.load(storage, checkpoint_prefix(job.key), step).tensors["model"]
-    model = build(job.model, job.classes, job.train.seed)
-    checkpoints.load_into(model, weights)
-    record = {
-        "step": step,
-        "model_digest": deployed_digest(job.model, model),
-        "parameters": parameters(model),
-    }
-    storage.put_new(trained_name(job.key), json.dumps(record).encode())
-
-
-def deployed_digest(settings: ModelSettings, model: nn.Module) -> str:
-    """Names the model that is attacked: all weights, and settings such as the unroll."""
-    return content_key(model=settings, tensors=checkpoints.model_digest(model.state_dict()))
-
-
-def _point(window: list[StepReport], step: int, epoch_steps: int, rate: float) -> dict[str, float]:
-    return {
-        "step": step,
-        "epoch": step / epoch_steps,
-        "loss": float(np.mean([r.loss for r in window])),
-        "adversarial_top1": float(np.mean([r.adversarial_top1 for r in window])),
-        "learning_rate": rate,
-        "time": time.time(),
-    }
-
-
-def _event(job: TrainJob, state: _Progress, total: int, report: StepReport, durable: bool) -> Event:
+def _event(training: Training, report: StepReport, durable: bool) -> Event:
+    batch = training.job.train.batch
     return Event(
-        trial=job.key,
+        trial=training.job.key,
         phase=Phase.train,
-        done=state.step * job.train.batch,
-        total=total * job.train.batch,
+        done=training.step * batch,
+        total=training.total * batch,
         note=f"loss {report.loss:.2f}",
         durable=durable,
-    )
-
-
-def _require_finite(
-    report: StepReport, job: TrainJob, moment: Moment, order: Ids, within: int
-) -> None:
-    if np.isfinite(report.loss):
-        return
-    ids = order[within * job.train.batch : (within + 1) * job.train.batch]
-    raise UserError(
-        f"The training loss of step {moment.step} (epoch {moment.epoch}) is {report.loss}: it must "
-        f"be finite. Lower train.learning_rate, or look at images {ids[:8].tolist()} .... "
-        f"The last good checkpoint is below {checkpoint_prefix(job.key)}."
     )

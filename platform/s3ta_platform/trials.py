@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from s3ta.errors import UserError
 from s3ta_platform.storage import NotStored, Storage, StoreAwayError
@@ -90,6 +92,21 @@ def verify_checkpoint(storage: Storage, key: str, step: int) -> None:
                 f"{storage.uri(f'{folder}/{file}')} was changed: its SHA-256 begins with "
                 f"{found[file][:12]}, its manifest says {digest[:12]}. {remedy}"
             )
+
+
+def checkpoint_references(storage: Storage, key: str) -> dict[str, dict[str, Any]]:
+    """Every complete checkpoint by its step: where it is, its manifest's digest, its metrics."""
+    found = {}
+    for step in checkpoint_steps(storage, key):
+        name = f"{checkpoint_prefix(key)}/{step:010d}/manifest.json"
+        with suppress(NotStored, ValueError, KeyError, TypeError):  # pruned meanwhile, or damaged
+            manifest = storage.get(name)
+            found[str(step)] = {
+                "manifest": storage.uri(name),
+                "sha256": hashlib.sha256(manifest).hexdigest(),
+                "metrics": json.loads(manifest)["meta"]["metrics"],
+            }
+    return found
 
 
 def checkpoint_steps(storage: Storage, key: str) -> list[int]:

@@ -16,29 +16,20 @@ from s3ta.settings.attacks import (
     Start,
     Through,
 )
-from s3ta.settings.checks import (
-    require,
-)
-from s3ta.settings.models import (
-    AttentionSettings,
-    Basis,
-    ModelSettings,
-    Queries,
-)
+from s3ta.settings.checks import require
+from s3ta.settings.models import AttentionSettings, Basis, ModelSettings, Queries
 from s3ta.settings.training import (
     Augmentation,
     LinearitySettings,
     Objective,
+    OnNonfinite,
     Schedule,
     StageSettings,
+    Sums,
     TrainAttackSettings,
     TrainSettings,
 )
-from s3ta.settings.vision import (
-    Block,
-    Denoise,
-    VisionSettings,
-)
+from s3ta.settings.vision import Block, Denoise, VisionSettings
 
 __all__ = [
     "AttackSettings",
@@ -56,11 +47,13 @@ __all__ = [
     "Mode",
     "ModelSettings",
     "Objective",
+    "OnNonfinite",
     "Queries",
     "Rule",
     "Schedule",
     "StageSettings",
     "Start",
+    "Sums",
     "Through",
     "TrainAttackSettings",
     "TrainSettings",

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from s3ta.settings.attacks import Goal
+from s3ta.settings.attacks import Dtype, Goal
 from s3ta.settings.checks import require, require_epsilon
 
 
@@ -36,6 +36,29 @@ class Objective(Enum):
     llr = "llr"
     """Local linearity regularisation ([42]): clean images, and how far the loss around them is from
     its tangent plane."""
+
+
+class Sums(Enum):
+    """How the sums over a step's microbatches are kept."""
+
+    exact = "exact"
+    """The same bits for any number of workers."""
+    fast = "fast"
+    """In float32: a quarter of the traffic, and weights that depend on the number of workers."""
+
+
+class OnNonfinite(Enum):
+    """What follows a step whose loss or gradient is not finite."""
+
+    stop = "stop"
+    skip = "skip"
+    """The step passes without an update."""
+    rollback = "rollback"
+    """Weights and momentum of the last epoch's end come back; the steps since then have passed."""
+
+
+MOST_MICROBATCHES = 4096
+"""What exact sums can hold: see s3ta/sums.py."""
 
 
 @dataclass(kw_only=True)
@@ -148,9 +171,20 @@ class TrainSettings:
     batchnorm_decay: float = 0.9
     augmentation: Augmentation = Augmentation.flip
     seed: int = 0
+    shuffle_window: int = 16384
+    """Images that are shuffled together. A larger data set is read in windows of so many images,
+    made of whole row groups in a new order each epoch."""
+    sums: Sums = Sums.exact
+    on_nonfinite: OnNonfinite = OnNonfinite.stop
+    dtype: Dtype = Dtype.float32
+    """bfloat16: forward and backward passes under autocast; weights and sums stay as they are."""
+    recompute: bool = False
+    """Keep no activations inside a residual block: less memory, one more forward pass."""
+    compile: bool = False
+    """torch.compile."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "microbatch"):
+        for name in ("epochs", "batch", "microbatch", "shuffle_window"):
             value = getattr(self, name)
             require(value >= 1, f"train.{name}", value, "at least 1")
         require(
@@ -158,6 +192,12 @@ class TrainSettings:
             "train.batch",
             self.batch,
             f"a multiple of train.microbatch ({self.microbatch})",
+        )
+        require(
+            self.microbatches <= MOST_MICROBATCHES,
+            "train.batch",
+            self.batch,
+            f"at most {MOST_MICROBATCHES} times train.microbatch ({self.microbatch})",
         )
         for name in ("learning_rate", "warmup_start", "decay"):
             value = getattr(self, name)

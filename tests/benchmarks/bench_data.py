@@ -39,7 +39,8 @@ from s3ta.settings import (
     TrainSettings,
     VisionSettings,
 )
-from s3ta.training import Moment, StepSums, add_microbatch
+from s3ta.sums import StepSums
+from s3ta.training import Moment, add_microbatch
 from s3ta_platform.data import ParquetImages, Pixels, write_parquet
 from s3ta_platform.feed import Wanted, feed
 from s3ta_platform.photos import read_distorted
@@ -198,7 +199,7 @@ def _feeding(folder: str, photos: Sequence[bytes], steps: int, bounds: Bounds) -
         block=Block.basic, depths=[1, 1], widths=[16, 32], strides=[1, 2], stem_channels=16
     )
     model = build(ModelSettings(vision=vision), CLASSES, seed=0)
-    sums, batches = StepSums(model), feed(images, settings, todo)
+    sums, batches = StepSums(model, settings), feed(images, settings, todo)
     next(batches)
     shares, seconds = [], []
     for step in range(steps):

@@ -35,7 +35,8 @@ from s3ta.settings import (
     TrainAttackSettings,
     TrainSettings,
 )
-from s3ta.training import Moment, StepSums, add_microbatch, optimizer
+from s3ta.sums import StepSums
+from s3ta.training import Moment, add_microbatch, optimizer
 from s3ta.trajectory import trajectories
 from s3ta_platform.compose import compose, groups_folder
 
@@ -75,12 +76,12 @@ def _work(settings: ModelSettings, batch: Batch) -> dict[str, Callable[[], objec
     labels_B = torch.from_numpy(batch.labels_B)
     pgd = PGD(engine.logits, run, attacked, labels_B, None)
     point = pgd.begin(None)
-    sums, sgd = StepSums(model), optimizer(model, TRAIN)
+    sums, sgd = StepSums(model, TRAIN), optimizer(model, TRAIN)
 
     def update() -> None:
         sums.reset()
         add_microbatch(model, sums, batch, TRAIN, Moment(epoch=0, step=0), 0, CLASSES)
-        sums.apply(TRAIN)
+        sums.apply()
         sgd.step()
 
     return {

@@ -23,7 +23,8 @@ from PIL import Image
 from s3ta.batch import Batch
 from s3ta.model import build
 from s3ta.settings import ModelSettings, TrainAttackSettings, TrainSettings
-from s3ta.training import Moment, StepSums, add_microbatch
+from s3ta.sums import StepSums
+from s3ta.training import Moment, add_microbatch
 from s3ta.vision import batchnorms
 from s3ta_platform.compose import compose, groups_folder
 
@@ -65,7 +66,7 @@ def _step(name: str) -> dict[str, object]:
             norm.weight.clamp_(min=0.3)  # blocks that start as the identity hide their weights
     batch, photos = _images()
     train = TrainSettings(attack=TrainAttackSettings(steps=1), batch=IMAGES, microbatch=IMAGES)
-    sums = StepSums(model)
+    sums = StepSums(model, train)
     built, start = _gigabytes("VmRSS"), time.perf_counter()
     add_microbatch(model, sums, batch, train, Moment(epoch=0, step=0), 0, CLASSES)
     seconds = time.perf_counter() - start

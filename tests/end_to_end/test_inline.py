@@ -1,6 +1,7 @@
 """The whole loop in one process: what is stored is the truth, and nothing is done twice."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -154,6 +155,23 @@ def tracked(root: Path) -> tuple[Any, list[Any], MlflowClient]:
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert len(runs) == 3
     return parents[0], children, client
+
+
+def test_mlflow_refers_to_the_checkpoints_which_are_stored_once(first: First) -> None:
+    _, children, client = tracked(first.root)
+    for run in children:
+        names = [file.path for file in client.list_artifacts(run.info.run_id)]
+        assert names == ["checkpoints.json", "config.yaml"]
+        (file,) = first.root.rglob(f"{run.info.run_id}/artifacts/checkpoints.json")
+        references = json.loads(file.read_text())
+        key = run.data.tags["config_key"]
+        folder = first.root / "trials" / key / "checkpoints"
+        assert {f"{int(step):010d}" for step in references} == {f.name for f in folder.iterdir()}
+        for step, reference in references.items():
+            manifest = folder / f"{int(step):010d}" / "manifest.json"
+            assert reference["manifest"] == manifest.as_uri()
+            assert reference["sha256"] == hashlib.sha256(manifest.read_bytes()).hexdigest()
+            assert reference["metrics"]["loss"] > 0
 
 
 def test_run_again_it_computes_and_logs_nothing_anew(

@@ -1,28 +1,69 @@
 """One of several real workers that train together; started by test_workers.
 
-python gloo_worker.py RANK WORLD STORE_FILE ROOT
+python gloo_worker.py RANK WORLD STORE_FILE ROOT [--leave-at STEP] [--see FILE]
+
+At STEP the last rank wishes to leave, and all do. FILE gets a line for every microbatch: what was
+seen, with the attacked images' digest.
 """
 
+import argparse
+import hashlib
+import json
 import os
-import sys
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from tiny import train_job
 
-from s3ta_platform.train import Gloo, train
+import s3ta.training
+from s3ta.batch import Batch
+from s3ta_platform import pulse
+from s3ta_platform.groups import Alone, Joined
+from s3ta_platform.train import ToldToLeaveError, train
+
+
+def see(file: Path) -> None:
+    """Write down what is done to each microbatch."""
+    attack = s3ta.training.attack_microbatch
+
+    def look(model: Any, batch: Batch, settings: Any, moment: Any, index: int, *rest: Any) -> Any:
+        attacked, labels_B = attack(model, batch, settings, moment, index, *rest)
+        digest = hashlib.sha256(attacked.numpy().tobytes()).hexdigest()
+        seen = [moment.step, index, batch.image_ids_B.tolist(), labels_B.tolist(), digest]
+        with file.open("a") as lines:
+            lines.write(json.dumps(seen) + "\n")
+        return attacked, labels_B
+
+    setattr(s3ta.training, "attack_microbatch", look)  # noqa: B010 (of another type)
 
 
 def main() -> None:
-    rank, world, store, root = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    parser = argparse.ArgumentParser()
+    for name, kind in (("rank", int), ("world", int), ("store", str), ("root", str)):
+        parser.add_argument(name, type=kind)
+    parser.add_argument("--leave-at", type=int)
+    parser.add_argument("--see", type=Path)
+    args = parser.parse_args()
     torch.distributed.init_process_group(
         "gloo",
-        store=torch.distributed.FileStore(store, world),  # type: ignore[attr-defined]
-        rank=rank,
-        world_size=world,
+        store=torch.distributed.FileStore(args.store, args.world),  # type: ignore[attr-defined]
+        rank=args.rank,
+        world_size=args.world,
         timeout=timedelta(seconds=120),
     )
-    train(train_job(root), Gloo(rank, world))
+    if args.see:
+        see(args.see)
+    last = args.rank == args.world - 1
+
+    def told() -> bool:
+        return args.leave_at is not None and last and pulse.read()[1] >= args.leave_at - 1
+
+    group = Alone() if args.world == 1 else Joined(args.rank, args.world)
+    with suppress(ToldToLeaveError):
+        train(train_job(args.root), group, told_to_leave=told)
     torch.distributed.barrier()  # nobody leaves while another still writes
 
 

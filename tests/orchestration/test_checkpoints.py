@@ -243,6 +243,23 @@ def test_pruning_keeps_the_last_ones_and_removes_orphans_before_them(storage: St
     assert checkpoints.steps(storage, PREFIX) == [3, 4]
 
 
+def test_pruning_keeps_the_best_and_the_last_that_has_metrics_too(storage: Storage) -> None:
+    """Steps 3, 6, 9, 12, 15 end epochs; 6 and 9 are the best."""
+    top1 = {3: 0.3, 6: 0.5, 9: 0.5, 12: 0.4, 15: 0.2}
+    kept = {}
+    for step in range(1, 18):
+        meta = {"metrics": {"top1": top1[step]} if step in top1 else {}}
+        checkpoints.save(storage, PREFIX, step, some_tensors(), meta)
+        checkpoints.prune(storage, PREFIX, keep=1, best_by="top1")
+        kept[step] = checkpoints.steps(storage, PREFIX)
+    assert kept[2] == [2]
+    assert kept[5] == [3, 5]
+    assert kept[8] == [6, 8]
+    assert kept[11] == [6, 9, 11]
+    assert kept[15] == [6, 15]
+    assert kept[17] == [6, 15, 17]
+
+
 def test_pruning_never_deletes_the_only_checkpoint_to_resume_from(storage: Storage) -> None:
     storage.put_new(f"{PREFIX}/0000000001/model.safetensors", b"being written")
     checkpoints.prune(storage, PREFIX, keep=1)

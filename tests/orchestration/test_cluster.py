@@ -89,10 +89,12 @@ def test_training_workers_add_up_on_loopback_and_need_no_more_actors(
     def loop(config: dict[str, Any]) -> None:
         import torch
 
-        with process_group() as (rank, size):
+        with process_group() as group:
+            rank = group.rank
             total = torch.tensor([10.0**rank], dtype=torch.float64)
-            torch.distributed.all_reduce(total)
-            assert size == 2
+            group.add_up(total)
+            assert group.world == 2
+            assert group.agree(7 + rank) == 7
             assert total.item() == 11.0
             found = listening(psutil.Process())
             actors = sorted(name.split()[0] for name in alive()[0])

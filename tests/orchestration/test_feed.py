@@ -12,8 +12,8 @@ from test_photos import encoded, smooth
 from tiny import DATA, train_job
 
 from s3ta.errors import UserError
+from s3ta.order import epoch_order
 from s3ta.settings import Augmentation, TrainSettings
-from s3ta.training import epoch_order
 from s3ta_platform.data import ParquetImages, write_parquet
 from s3ta_platform.data_files import Integers
 from s3ta_platform.feed import Wanted, ahead, feed, read, wanted

@@ -92,6 +92,8 @@ def test_shards_cover_every_image_once_per_trajectory(tmp_path: Path) -> None:
     "override",
     [
         "cluster.train_workers=3",
+        "cluster.train_workers_min=1",
+        "cluster.checkpoint_steps=5",
         "cluster.evaluate_workers=7",
         "cluster.executor=inline",
         "cluster.attempts=9",

@@ -1,5 +1,6 @@
 """Any number of workers, and any number of interruptions, computes the same weights."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import KEY, train_job
+from tiny import EPOCH_STEPS, KEY, STEPS, train_job
 
 from s3ta_platform import checkpoints
 from s3ta_platform.events import Event
+from s3ta_platform.groups import Joined
+from s3ta_platform.schema import ClusterSettings
 from s3ta_platform.storage import open_storage
-from s3ta_platform.train import train
-from s3ta_platform.trials import checkpoint_prefix, read_history, read_trained
+from s3ta_platform.train import ToldToLeaveError, train
+from s3ta_platform.trials import checkpoint_prefix, checkpoint_steps, read_history, read_trained
 
 HERE = Path(__file__).parent
 
@@ -21,7 +24,7 @@ HERE = Path(__file__).parent
 def weights(root: Path) -> dict[str, torch.Tensor]:
     storage, prefix = open_storage(str(root)), checkpoint_prefix(KEY)
     step = checkpoints.latest(storage, prefix)
-    assert step is not None
+    assert step == STEPS
     saved = checkpoints.load(storage, prefix, step)
     return {f"{group}/{name}": t for group, ts in saved.tensors.items() for name, t in ts.items()}
 
@@ -32,34 +35,75 @@ def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
         assert torch.equal(tensor, other[name]), name
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("alone")
-    train(train_job(str(root)))
-    return root
+def curve(root: Path) -> list[dict[str, float]]:
+    """The training curve without its times."""
+    points = read_history(open_storage(str(root)), KEY)
+    return [{name: v for name, v in point.items() if name != "time"} for point in points]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 3])
-def test_gloo_workers_end_in_the_weights_of_one(world: int, alone: Path, tmp_path: Path) -> None:
+def run_workers(world: int, root: Path, *options: object) -> None:
+    """To their end, which is the training's or the step at which they leave."""
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    script, store = HERE / "gloo_worker.py", tmp_path / "store"
+    store = root.parent / f"store-{len(list(root.parent.glob('store-*')))}"
+    script = HERE / "gloo_worker.py"
     workers = [
         subprocess.Popen(
-            [sys.executable, script, str(rank), str(world), store, tmp_path / "results"],
+            [sys.executable, script, str(rank), str(world), store, root, *map(str, options)],
             env=environment,
         )
         for rank in range(world)
     ]
     assert [w.wait(timeout=300) for w in workers] == [0] * world
+
+
+def microbatches(file: Path) -> dict[tuple[int, int], list[object]]:
+    """What was seen, by step and place; each exactly once."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    found = {(line[0], line[1]): line[2:] for line in lines}
+    assert len(found) == len(lines) == STEPS * 6
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed training by one worker, in a process of its own."""
+    root = tmp_path_factory.mktemp("alone") / "results"
+    run_workers(1, root, "--see", root.parent / "seen")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_gloo_workers_see_the_same_and_end_in_the_weights_of_one(
+    world: int, alone: Path, tmp_path: Path
+) -> None:
+    run_workers(world, tmp_path / "results", "--see", tmp_path / "seen")
+    assert microbatches(tmp_path / "seen") == microbatches(alone.parent / "seen")
     assert_bit_equal(weights(alone), weights(tmp_path / "results"))
+    assert curve(tmp_path / "results") == curve(alone)
+
+
+@pytest.mark.slow
+def test_two_workers_then_one_then_two_see_the_same_and_end_in_the_same_weights(
+    alone: Path, tmp_path: Path
+) -> None:
+    """Each change comes in the middle of an epoch, where one worker wishes to leave."""
+    root, seen = tmp_path / "results", tmp_path / "seen"
+    storage = open_storage(str(root))
+    for world, leave_at in ((2, 20), (1, 33)):
+        run_workers(world, root, "--see", seen, "--leave-at", leave_at)
+        assert checkpoint_steps(storage, KEY)[-1] == leave_at
+    run_workers(2, root, "--see", seen)
+    assert microbatches(seen) == microbatches(alone.parent / "seen")
+    assert_bit_equal(weights(alone), weights(root))
+    assert curve(root) == curve(alone)
 
 
 def test_the_claim_covers_fifty_adversarial_steps_that_learn(alone: Path) -> None:
     trained = read_trained(open_storage(str(alone)), KEY)
     assert trained is not None
-    assert trained.step == 52
-    history = read_history(open_storage(str(alone)), KEY)
+    assert trained.step == STEPS
+    history = curve(alone)
     assert history[-1]["loss"] < history[0]["loss"] - 0.1
 
 
@@ -67,11 +111,12 @@ class KilledError(Exception):
     """Stands for the end of a process in the middle of a step."""
 
 
-@pytest.mark.parametrize("after", [1, 13, 30])
-def test_training_killed_after_any_step_ends_in_the_same_weights(
-    after: int, alone: Path, tmp_path: Path
+@pytest.mark.parametrize(("after", "every"), [(1, None), (13, None), (30, None), (24, 5), (40, 3)])
+def test_training_killed_after_any_step_ends_in_the_same_weights_and_curve(
+    after: int, every: int | None, alone: Path, tmp_path: Path
 ) -> None:
     executed: list[int] = []
+    job = train_job(str(tmp_path), cluster=ClusterSettings(checkpoint_steps=every))
 
     def note(event: Event) -> None:
         executed.append(event.done // 48)
@@ -82,18 +127,58 @@ def test_training_killed_after_any_step_ends_in_the_same_weights(
             raise KilledError
 
     with pytest.raises(KilledError):
-        train(train_job(str(tmp_path)), emit=die)
-    train(train_job(str(tmp_path)), emit=note)
+        train(job, emit=die)
+    train(job, emit=note)
     assert_bit_equal(weights(alone), weights(tmp_path))
-    again = executed[after]
-    assert again == after // 13 * 13 + 1, "nothing before the last checkpoint is done twice"
-    assert executed[-1] == 52
-    losses = [[point["loss"] for point in read_history(open_storage(str(r)), KEY)]
-              for r in (alone, tmp_path)]  # fmt: skip
-    assert losses[0] == losses[1]
+    assert curve(tmp_path) == curve(alone)
+    saved = max(after // EPOCH_STEPS * EPOCH_STEPS, after // every * every if every else 0)
+    assert executed[after] == saved + 1, "nothing before the last checkpoint is done twice"
+    assert executed[-1] == STEPS
+
+
+def test_told_to_leave_at_every_step_it_ends_in_the_same_weights_and_curve(
+    alone: Path, tmp_path: Path
+) -> None:
+    """52 starts of training, each of which does one step."""
+    job = train_job(str(tmp_path))
+    for step in range(1, STEPS):
+        with pytest.raises(ToldToLeaveError, match=f"left at step {step}, which is saved"):
+            train(job, told_to_leave=lambda: True)
+    train(job, told_to_leave=lambda: True)
+    assert_bit_equal(weights(alone), weights(tmp_path))
+    assert curve(tmp_path) == curve(alone)
 
 
 def test_a_trained_trial_is_not_trained_again(alone: Path) -> None:
     events: list[Event] = []
     train(train_job(str(alone)), emit=events.append)
     assert events == []
+
+
+class Second(Joined):
+    """Rank 1 of 2, which rank 0 tells to begin at step 13."""
+
+    def agree(self, number: int) -> int:
+        assert number == 0, "what rank 1 sees in the storage counts for nothing"
+        return EPOCH_STEPS
+
+    def add_up(self, flat: torch.Tensor) -> None:
+        raise KilledError
+
+
+def test_all_workers_begin_where_rank_0_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another checkpoint, of step 26, is there when rank 1 looks."""
+
+    def die(event: Event) -> None:
+        if event.done == 26 * 48:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(train_job(str(tmp_path)), emit=die)
+    seen: list[int] = []
+    monkeypatch.setattr("s3ta_platform.train.pulse.beat", seen.append)
+    with pytest.raises(KilledError):
+        train(train_job(str(tmp_path)), Second(rank=1, world=2))
+    assert seen == [EPOCH_STEPS] * 3

@@ -52,7 +52,13 @@ def model() -> ModelSettings:
     )
 
 
-def train_job(root: str, epochs: int = 4) -> TrainJob:
+STEPS, EPOCH_STEPS = 52, 13
+"""Of the training below."""
+
+
+def train_job(
+    root: str, epochs: int = 4, cluster: ClusterSettings | None = None, **train: Any
+) -> TrainJob:
     """52 adversarial steps in 4 epochs: 624 images in batches of 48, 6 microbatches of 8."""
     return TrainJob(
         key=KEY,
@@ -67,12 +73,14 @@ def train_job(root: str, epochs: int = 4) -> TrainJob:
             warmup_start=0.1,
             schedule=Schedule.cosine,
             augmentation=Augmentation.flip,
+            **train,
         ),
         data=DATA,
         classes=10,
         root=root,
         threads=1,
         device="cpu",
+        cluster=cluster or ClusterSettings(),
     )
 
 

@@ -20,8 +20,9 @@ from s3ta.settings import (
     TrainAttackSettings,
     TrainSettings,
 )
+from s3ta.sums import StepReport, StepSums
 from s3ta.threat import LinfBall
-from s3ta.training import Moment, StepReport, StepSums, add_microbatch, attack_microbatch
+from s3ta.training import Moment, add_microbatch, attack_microbatch
 from s3ta.vision import batchnorms
 
 Model = PlainResNet | S3TA
@@ -60,13 +61,13 @@ def _step(
     size = settings.microbatch
     buffers = []
     for share in workers:
-        sums = StepSums(model)
+        sums = StepSums(model, settings)
         for index in share:
             part = batch.part(index * size, (index + 1) * size)
             add_microbatch(model, sums, part, settings, moment, index, CLASSES)
         buffers.append(sums.flat)
     sums.flat = torch.stack(buffers).sum(dim=0)
-    report = sums.apply(settings)
+    report = sums.apply()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     running = {n: b for n, b in model.named_buffers() if "running" in n}
     return Stepped(report, gradients, running)
@@ -181,7 +182,9 @@ def test_a_microbatch_alone_moves_neither_weights_nor_running_statistics(
 ) -> None:
     model = tiny_model(2)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    add_microbatch(model, StepSums(model), tiny_batch(4), EVERY[name], MOMENT, 0, CLASSES)
+    add_microbatch(
+        model, StepSums(model, EVERY[name]), tiny_batch(4), EVERY[name], MOMENT, 0, CLASSES
+    )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 

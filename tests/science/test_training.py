@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,15 +12,8 @@ from s3ta.batch import Batch
 from s3ta.draws import Key, Purpose
 from s3ta.model import S3TA, PlainResNet
 from s3ta.settings import TrainAttackSettings, TrainSettings
-from s3ta.training import (
-    Moment,
-    StepReport,
-    StepSums,
-    add_microbatch,
-    attack_microbatch,
-    epoch_order,
-    optimizer,
-)
+from s3ta.sums import StepReport, StepSums
+from s3ta.training import Moment, add_microbatch, attack_microbatch, optimizer
 from s3ta.vision import BatchNorm
 
 Model = PlainResNet | S3TA
@@ -55,12 +47,12 @@ def _step(
     parts = _microbatches(batch, settings)
     buffers = []
     for share in workers:
-        sums = StepSums(model)
+        sums = StepSums(model, settings)
         for index in share:
             add_microbatch(model, sums, parts[index], settings, moment, index, CLASSES)
         buffers.append(sums.flat)
     sums.flat = torch.stack(buffers).sum(dim=0)
-    report = sums.apply(settings)
+    report = sums.apply()
     sgd.step()
     return report
 
@@ -191,7 +183,7 @@ def test_a_microbatch_alone_moves_neither_weights_nor_running_statistics(
 ) -> None:
     model = tiny_model(2)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    sums = StepSums(model)
+    sums = StepSums(model, SETTINGS)
     add_microbatch(model, sums, tiny_batch(4), SETTINGS, Moment(0, 0), 0, CLASSES)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -246,12 +238,3 @@ def test_weight_decay_is_on_convolution_and_linear_weights_only(
     assert {names[id(p)] for p in free["params"]} == set(names.values()) - matrices
     assert decayed["nesterov"]
     assert decayed["momentum"] == 0.9
-
-
-def test_an_epoch_is_a_new_order_of_all_ids_cut_into_whole_batches() -> None:
-    ids = np.arange(100, 200)
-    orders = [epoch_order(ids, SETTINGS, epoch).tolist() for epoch in (0, 1, 0)]
-    assert sorted(orders[0]) == ids.tolist()
-    assert orders[0] == orders[2] != orders[1]
-    assert epoch_order(ids, replace(SETTINGS, seed=12), 0).tolist() != orders[0]
-    assert SETTINGS.steps_per_epoch(100) == 8

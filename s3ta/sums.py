@@ -1,0 +1,120 @@
+"""Sums over the microbatches of a step: the same bits in whatever order, by however many workers.
+
+Adding floating-point numbers in another order gives another last bit, and signed attack steps
+amplify one bit to another training run within a few steps. Float64 alone only makes that rare: two
+terms of 24 bits whose exponents differ by 30 don't fit into 53. So in the exact mode every term is
+cut in two at fixed places, which no order of additions can round:
+
+    coarse  the multiple of 2^-16 next to it. Terms are below 2^25, at most 2^12 of them are added,
+            so all partial sums are multiples of 2^-16 below 2^37, and 53 bits hold them exactly.
+    fine    what is left, at most 2^-17, as a multiple of 2^-58: partial sums stay below 2^-5, and
+            53 bits hold them exactly.
+
+What is lost is below 2^-59 (2e-18) a term. A larger term than 2^25 (3e7) counts as not finite.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from s3ta.settings import Sums, TrainSettings
+from s3ta.vision import batchnorms
+
+LIMIT = 2.0**25
+TO_COARSE = 1.5 * 2.0 ** (52 - 16)
+"""Adding it to a float64 and taking it away again leaves the nearest multiple of 2^-16."""
+TO_FINE = 1.5 * 2.0 ** (52 - 58)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step over the whole batch saw."""
+
+    loss: float
+    """Mean of what training minimises, smoothed as configured."""
+    adversarial_top1: float
+    """Share of the images classified rightly, in training mode: attacked as far as the objective
+    attacks them, so clean ones for plain, and those of its search for llr."""
+    not_finite: tuple[int, ...] = ()
+    """Places of the microbatches whose loss, gradient or statistics are not finite: no update."""
+    wishes: int = 0
+    """How many workers have called `wish`."""
+
+
+class StepSums:
+    """Sums over microbatches, in one flat buffer that workers can add up.
+
+    Order: gradients of all parameters, means and variances of all BatchNorms, loss, correct images;
+    then for each microbatch whether it is not finite, and the workers' wishes. In the exact mode
+    two rows of float64, coarse and fine; in the fast mode one row of float32, whose last bits
+    depend on the order of additions.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
+        self.parameters = list(model.parameters())
+        self.norms = list(batchnorms(model))
+        self.settings = settings
+        self.terms = sum(p.numel() for p in self.parameters)
+        self.terms += sum(2 * n.num_features for n in self.norms) + 2
+        exact = settings.sums is Sums.exact
+        self.flat = torch.zeros(
+            (2 if exact else 1, self.terms + settings.microbatches + 1),
+            dtype=torch.float64 if exact else torch.float32,
+            device=self.parameters[0].device,
+        )
+
+    def reset(self) -> None:
+        self.flat.zero_()
+
+    def add(self, index: int, gradients: Iterable[Tensor], loss: Tensor, correct: Tensor) -> None:
+        """Add the microbatch at this place of the step; BatchNorms hold what they saw of it."""
+        parts = [g.reshape(-1) for g in gradients]
+        for norm in self.norms:
+            assert norm.seen is not None
+            parts.extend(norm.seen)
+        parts += [loss.detach().reshape(1), correct.reshape(1).to(loss.dtype)]
+        terms = torch.cat(parts).to(self.flat.dtype)
+        # Nothing waits for the device here. A NaN is not below the limit either.
+        self.flat[0, self.terms + index] += ~(terms.abs().amax() < LIMIT)
+        if self.settings.sums is Sums.fast:
+            self.flat[0, : self.terms] += terms
+            return
+        coarse = (terms + TO_COARSE).sub_(TO_COARSE)
+        self.flat[0, : self.terms] += coarse
+        self.flat[1, : self.terms] += terms.sub_(coarse).add_(TO_FINE).sub_(TO_FINE)
+
+    def mark(self, index: int) -> None:
+        """Count the microbatch at this place as not finite."""
+        self.flat[0, self.terms + index] += 1
+
+    def wish(self) -> None:
+        """Let all workers know, with the sum and at no further cost, that this one wants a stop."""
+        self.flat[0, -1] += 1
+
+    def report(self) -> StepReport:
+        """What the step saw, once all workers' buffers are added up. Waits for the device."""
+        loss, correct, *rest = self.flat[:, self.terms - 2 :].double().sum(0).tolist()
+        *marks, wishes = rest
+        return StepReport(
+            loss / self.settings.microbatches,
+            correct / self.settings.batch,
+            tuple(index for index, mark in enumerate(marks) if mark),
+            round(wishes),
+        )
+
+    def apply(self) -> StepReport:
+        """Put the mean gradient into `.grad`, update the running statistics, report."""
+        mean = self.flat[:, : self.terms].sum(0) / self.settings.microbatches
+        at = 0
+        for p in self.parameters:
+            p.grad = mean[at : at + p.numel()].view_as(p).to(p.dtype)
+            at += p.numel()
+        for norm in self.norms:
+            for running in (norm.running_mean, norm.running_var):
+                assert running is not None
+                seen = mean[at : at + norm.num_features].to(running.dtype)
+                running.lerp_(seen, 1 - self.settings.batchnorm_decay)
+                at += norm.num_features
+        return self.report()

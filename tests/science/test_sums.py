@@ -1,0 +1,146 @@
+"""Sums over microbatches: exact, so that no order of additions shows; checked with fractions."""
+
+import functools
+import math
+from fractions import Fraction
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from s3ta.settings import Sums, TrainSettings
+from s3ta.sums import LIMIT, StepReport, StepSums
+
+NUMBERS = 200
+
+
+def settings(microbatches: int, sums: Sums = Sums.exact) -> TrainSettings:
+    return TrainSettings(batch=microbatches, microbatch=1, sums=sums)
+
+
+def model(dtype: torch.dtype = torch.float32) -> nn.Module:
+    return nn.Linear(NUMBERS, 1, bias=False, dtype=dtype)
+
+
+def add(sums: StepSums, index: int, gradient: Tensor, loss: float = 0.5) -> None:
+    sums.add(index, [gradient], torch.tensor(loss, dtype=gradient.dtype), torch.tensor(1))
+
+
+def summed(
+    terms: list[Tensor], workers: list[list[int]], mode: Sums = Sums.exact
+) -> tuple[Tensor, StepReport]:
+    """The gradient that is applied, when microbatches are dealt out so and added in this order."""
+    net = model(terms[0].dtype)
+    buffers = []
+    for share in workers:
+        sums = StepSums(net, settings(len(terms), mode))
+        for index in share:
+            add(sums, index, terms[index])
+        buffers.append(sums.flat)
+    total = buffers[0]
+    for other in buffers[1:]:
+        total = total + other
+    sums.flat = total
+    report = sums.apply()
+    gradient = next(net.parameters()).grad
+    assert gradient is not None
+    return gradient.flatten(), report
+
+
+def terms_of_all_magnitudes(count: int, seed: int = 0) -> list[Tensor]:
+    """From 2^-70 to 2^24, of both signs, some of which cancel to the last bit."""
+    rng = np.random.default_rng(seed)
+    mantissas = rng.uniform(1, 2, (count, NUMBERS)) * rng.choice([-1, 1], (count, NUMBERS))
+    values = (mantissas * 2.0 ** rng.integers(-70, 24, (count, NUMBERS))).astype(np.float32)
+    values[1, :50] = -values[0, :50]
+    return [torch.from_numpy(row) for row in values]
+
+
+DEALINGS = [
+    [[0, 1, 2, 3, 4, 5, 6, 7]],
+    [[7, 6, 5, 4, 3, 2, 1, 0]],
+    [[0, 2, 4, 6], [1, 3, 5, 7]],
+    [[1, 3, 5, 7], [0, 2, 4, 6]],
+    [[0, 3, 6], [1, 4, 7], [2, 5]],
+    [[4], [1, 0, 7], [6, 2, 3, 5]],
+]
+
+
+def test_terms_of_all_magnitudes_give_the_same_bits_in_every_order() -> None:
+    terms = terms_of_all_magnitudes(8)
+    first, _ = summed(terms, DEALINGS[0])
+    for dealing in DEALINGS[1:]:
+        assert torch.equal(summed(terms, dealing)[0], first)
+
+
+def test_float64_alone_would_not_be_exact_for_these_terms() -> None:
+    doubles = [t.double() for t in terms_of_all_magnitudes(8)]
+    ends = {
+        tuple(functools.reduce(torch.add, (doubles[i] for i in order)).tolist())
+        for order in list(permutations(range(8)))[:200]
+    }
+    assert len(ends) > 1
+
+
+def test_the_mean_is_the_true_mean_rounded_once() -> None:
+    terms = terms_of_all_magnitudes(8, seed=1)
+    mean, _ = summed(terms, DEALINGS[0])
+    for place in range(NUMBERS):
+        true = sum((Fraction(float(t[place])) for t in terms), Fraction(0)) / 8
+        allowed = abs(true) * (Fraction(2) ** -24 + Fraction(2) ** -50) + Fraction(2) ** -59
+        assert abs(Fraction(float(mean[place])) - true) <= allowed
+
+
+def test_the_largest_sum_of_the_most_microbatches_is_exact() -> None:
+    """4096 terms just below the limit, each of which leaves nearly the most that is fine."""
+    term = LIMIT - 2.0**-16 + 2.0**-17 * (1 - 2.0**-12)
+    net = model(torch.float64)
+    sums = StepSums(net, settings(4096))
+    for index in range(4096):
+        add(sums, index, torch.full((NUMBERS,), term, dtype=torch.float64))
+    found = sum((Fraction(float(row[0])) for row in sums.flat), Fraction(0))
+    coarse_and_fine = Fraction(round(term * 2**58), 2**58)
+    assert found == 4096 * coarse_and_fine
+    assert abs(coarse_and_fine - Fraction(term)) <= Fraction(2) ** -59
+    assert sums.report().not_finite == ()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, LIMIT, -LIMIT])
+@pytest.mark.parametrize("mode", list(Sums))
+def test_a_microbatch_that_is_not_finite_is_named_by_its_place(bad: float, mode: Sums) -> None:
+    terms = [torch.ones(NUMBERS) for _ in range(8)]
+    terms[2][17] = bad
+    terms[5][3] = bad
+    for dealing in DEALINGS:
+        assert summed(terms, dealing, mode)[1].not_finite == (2, 5)
+
+
+def test_a_loss_that_is_not_finite_counts_too() -> None:
+    sums = StepSums(model(), settings(3))
+    for index, loss in enumerate([0.5, math.nan, 0.5]):
+        add(sums, index, torch.ones(NUMBERS), loss)
+    assert sums.report().not_finite == (1,)
+
+
+def test_wishes_and_marks_travel_with_the_sum() -> None:
+    one, other = (StepSums(model(), settings(2)) for _ in range(2))
+    add(one, 0, torch.ones(NUMBERS), loss=1.0)
+    add(other, 1, torch.ones(NUMBERS), loss=2.0)
+    other.wish()
+    one.mark(1)
+    one.flat += other.flat
+    assert one.report() == StepReport(1.5, 1.0, not_finite=(1,), wishes=1)
+    one.reset()
+    assert one.report() == StepReport(0.0, 0.0)
+
+
+def test_the_fast_mode_is_near_and_depends_on_the_order() -> None:
+    terms = [torch.from_numpy(row) for row in np.random.default_rng(0).normal(size=(8, NUMBERS))]
+    terms = [t.float() for t in terms]
+    exact, _ = summed(terms, DEALINGS[0])
+    fast = [summed(terms, dealing, Sums.fast)[0] for dealing in DEALINGS]
+    assert not all(torch.equal(end, fast[0]) for end in fast)
+    for end in fast:
+        torch.testing.assert_close(end, exact, rtol=0, atol=1e-6)
