@@ -1,6 +1,7 @@
 # make quickstart   sets everything up, then runs the main job
 # make test         sets everything up, then passes the tests
 # make test-sweeps  whole sweeps on Ray, killed and started again: minutes
+# make test-full-size  one adversarial step of every full-size model at 224 x 224: minutes, 4 GB
 # make test-faults  kills workers and drivers, fills disks, damages files: minutes, on 2 cores
 # PIP_ARGS passes options to pip, such as an index with CPU builds of torch.
 
@@ -10,7 +11,8 @@ BIN := .venv/bin
 BENCH := .venv-bench/bin
 BENCH_ARGS ?=
 
-.PHONY: quickstart test test-sweeps test-faults check ui bench-attack bench-fanout clean
+.PHONY: quickstart test test-sweeps test-faults test-full-size check ui clean
+.PHONY: bench-attack bench-fanout bench-models bench-data
 
 quickstart: .venv/run.done
 	$(BIN)/s3ta run experiments/quickstart.yaml
@@ -20,6 +22,9 @@ test: .venv/dev.done
 
 test-sweeps: .venv/dev.done
 	$(BIN)/python -m pytest -m sweeps
+
+test-full-size: .venv/dev.done
+	$(BIN)/python -m pytest -m full_size -s
 
 test-faults: .venv/dev.done
 	$(BIN)/python -m pytest -m faults tests/faults --durations=20
@@ -36,10 +41,19 @@ ui: .venv/run.done
 # How fast attacks are beside other tools; BENCH_ARGS="--quick" only sees that it works.
 bench-attack: .venv-bench/done
 	$(BENCH)/python tests/benchmarks/bench_attack.py $(BENCH_ARGS)
+	$(BENCH)/python tests/benchmarks/bench_spsa.py $(BENCH_ARGS)
 
 # What the fan-out costs beside the work.
 bench-fanout: .venv/dev.done
 	$(BIN)/python tests/benchmarks/bench_fanout.py $(BENCH_ARGS)
+
+# Forward pass, PGD step and update of each small model.
+bench-models: .venv/dev.done
+	$(BIN)/python tests/benchmarks/bench_models.py $(BENCH_ARGS)
+
+# Reading, cropping and colouring photos beside bare decoding; the photos come with foolbox.
+bench-data: .venv-bench/done
+	$(BENCH)/python tests/benchmarks/bench_data.py $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .venv-bench build *.egg-info

@@ -7,7 +7,6 @@ beside the same number of passes over the same tiles of 64 probes, without drawi
 """
 
 import argparse
-import os
 import resource
 import subprocess
 import sys
@@ -111,7 +110,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two rounds, to see that it works")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)  # so that the time is the processor's own
     if options.peak:
         _, images, losses = _ready(attention=True)
         _spsa(images, losses, options.peak)
