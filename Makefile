@@ -23,8 +23,9 @@ test: .venv/dev.done
 test-sweeps: .venv/dev.done
 	$(BIN)/python -m pytest -m sweeps
 
-test-full-size: .venv/dev.done
-	$(BIN)/python -m pytest -m full_size -s
+# On two of foolbox's photos, which are in the benchmarks' environment.
+test-full-size: .venv/dev.done .venv-bench/done
+	$(BENCH)/python -m pytest -m full_size -s tests/end_to_end/test_full_size.py
 
 test-faults: .venv/dev.done
 	$(BIN)/python -m pytest -m faults tests/faults --durations=20
