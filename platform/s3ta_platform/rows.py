@@ -17,7 +17,7 @@ from s3ta.errors import UserError
 from s3ta.settings import Goal
 from s3ta_platform.storage import Storage
 
-FORMAT = "s3ta-rows-2"
+FORMAT = "s3ta-rows-3"
 METADATA = b"s3ta"
 
 SCHEMA = pa.schema(
@@ -49,10 +49,13 @@ MERGED = SCHEMA.append(pa.field("quarantined", pa.string())).append(pa.field("at
 def to_parquet(rows: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
     """One file's bytes; `about` (model digest, attack, seed, versions) goes into its metadata."""
     table = pa.table([rows[f.name] for f in SCHEMA], schema=SCHEMA)
-    head = {"format": FORMAT, **about, "rows_sha256": rows_digest(table)}
+    head = {"format": FORMAT, **about}
+    head["sha256"] = _digest(table, head)
     table = table.replace_schema_metadata({METADATA: json.dumps(head).encode()})
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table, buffer, compression="zstd", write_page_checksum=True, write_statistics=False
+    )
     return buffer.getvalue()
 
 
@@ -64,6 +67,12 @@ def rows_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
+def _digest(table: pa.Table, head: Mapping[str, Any]) -> str:
+    """SHA-256 over the rows and what the file says of them."""
+    text = json.dumps(head, sort_keys=True)
+    return hashlib.sha256(f"{rows_digest(table)} {text}".encode()).hexdigest()
+
+
 def read_rows(storage: Storage, name: str) -> pa.Table:
     """The rows of one stored file; UserError if it is damaged."""
     stored = io.BytesIO(storage.get(name))
@@ -71,7 +80,10 @@ def read_rows(storage: Storage, name: str) -> pa.Table:
         # Small files: threads would cost more than they give.
         table = pq.read_table(stored, page_checksum_verification=True, use_threads=False)
         names = table.schema.names
-        head = json.loads((table.schema.metadata or {})[METADATA])
+        said = (table.schema.metadata or {})[METADATA]
+        head = json.loads(said)
+        # Parquet keeps it twice, and other readers may look at the other one.
+        alike = (pq.read_metadata(stored).metadata or {}).get(METADATA) == said
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(
             f"{storage.uri(name)} is not a whole file of results "
@@ -82,9 +94,9 @@ def read_rows(storage: Storage, name: str) -> pa.Table:
             f"{storage.uri(name)} has the format {head.get('format')!r}; this version reads "
             f"{FORMAT!r}. Delete it and run again, or use the version that wrote it."
         )
-    if head.get("rows_sha256") != rows_digest(table):
+    if head.pop("sha256", None) != _digest(table, head) or not alike:
         raise UserError(
-            f"{storage.uri(name)} was changed: its rows have another SHA-256 than it says itself. "
+            f"{storage.uri(name)} was changed: it has another SHA-256 than it says itself. "
             "Delete it and run again: it is computed anew."
         )
     return table

@@ -244,5 +244,5 @@ def rewrite(storage: Storage, name: str, **changes: Any) -> None:
         else:
             rows[column] = np.asarray(change(rows))
     storage.delete(name)
-    kept = {k: v for k, v in head.items() if k not in ("format", "rows_sha256")}
+    kept = {k: v for k, v in head.items() if k not in ("format", "sha256")}
     storage.put_new(name, to_parquet(rows, kept))
