@@ -50,6 +50,7 @@ def to_parquet(rows: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> byte
     """One file's bytes; `about` (model digest, attack, seed, versions) goes into its metadata."""
     table = pa.table([rows[f.name] for f in SCHEMA], schema=SCHEMA)
     head = {"format": FORMAT, **about}
+    head.pop("sha256", None)  # where a head is put together from others'
     head["sha256"] = _digest(table, head)
     table = table.replace_schema_metadata({METADATA: json.dumps(head).encode()})
     buffer = io.BytesIO()
