@@ -26,6 +26,8 @@ LIMIT = 2.0**25
 TO_COARSE = 1.5 * 2.0 ** (52 - 16)
 """Adding it to a float64 and taking it away again leaves the nearest multiple of 2^-16."""
 TO_FINE = 1.5 * 2.0 ** (52 - 58)
+WISHES = 2
+"""Kinds of wishes that workers can have; this file need not know which."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,17 @@ class StepReport:
     """Share of the attacked images classified rightly, in training mode."""
     not_finite: tuple[int, ...] = ()
     """Places of the microbatches whose loss, gradient or statistics are not finite: no update."""
-    wishes: int = 0
-    """How many workers have called `wish`."""
+    wishes: tuple[int, ...] = (0, 0)
+    """How many workers have wished for each thing."""
 
 
 class StepSums:
     """Sums over microbatches, in one flat buffer that workers can add up.
 
     Order: gradients of all parameters, means and variances of all BatchNorms, loss, correct images;
-    then for each microbatch whether it is not finite, and the workers' wishes. In the exact mode
-    two rows of float64, coarse and fine; in the fast mode one row of float32, whose last bits
-    depend on the order of additions.
+    then for each microbatch whether it is not finite, and the workers' wishes of two kinds. In the
+    exact mode two rows of float64, coarse and fine; in the fast mode one row of float32, whose last
+    bits depend on the order of additions.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
@@ -59,7 +61,7 @@ class StepSums:
         self.terms += sum(2 * n.num_features for n in self.norms) + 2
         exact = settings.sums is Sums.exact
         self.flat = torch.zeros(
-            (2 if exact else 1, self.terms + settings.microbatches + 1),
+            (2 if exact else 1, self.terms + settings.microbatches + WISHES),
             dtype=torch.float64 if exact else torch.float32,
             device=self.parameters[0].device,
         )
@@ -88,19 +90,19 @@ class StepSums:
         """Count the microbatch at this place as not finite."""
         self.flat[0, self.terms + index] += 1
 
-    def wish(self) -> None:
-        """Let all workers know, with the sum and at no further cost, that this one wants a stop."""
-        self.flat[0, -1] += 1
+    def wish(self, kind: int) -> None:
+        """Let all workers know, with the sum and at no further cost, that this one wants that."""
+        self.flat[0, kind - WISHES] += 1
 
     def report(self) -> StepReport:
         """What the step saw, once all workers' buffers are added up. Waits for the device."""
         loss, correct, *rest = self.flat[:, self.terms - 2 :].double().sum(0).tolist()
-        *marks, wishes = rest
+        marks, wishes = rest[:-WISHES], rest[-WISHES:]
         return StepReport(
             loss / self.settings.microbatches,
             correct / self.settings.batch,
             tuple(index for index, mark in enumerate(marks) if mark),
-            round(wishes),
+            tuple(map(round, wishes)),
         )
 
     def apply(self) -> StepReport:

@@ -23,6 +23,7 @@ from s3ta_platform.patience import patient
 from s3ta_platform.storage import Storage, open_storage
 from s3ta_platform.training_state import Training, finish
 from s3ta_platform.trials import checkpoint_prefix
+from s3ta_platform.wishes import Wish
 
 log = logging.getLogger("ray.s3ta")  # ends up in the run's log file
 
@@ -35,11 +36,11 @@ def train(
     job: TrainJob,
     group: Group = ALONE,
     emit: Emit = ignore,
-    told_to_leave: Callable[[], bool] = lambda: False,
+    wish: Callable[[], Wish] = lambda: Wish.GO_ON,
 ) -> None:
     """Train to the end, from the last checkpoint if there is one; rank 0 writes.
 
-    told_to_leave: asked at every step. Once it says so on any worker, all save and leave.
+    wish: asked at every step. What any worker wishes, all do.
 
     Raises:
         ToldToLeaveError: on all workers, after the checkpoint.
@@ -71,8 +72,8 @@ def train(
                 training.model, sums, batch, settings, moment, index, job.classes, device
             )
             pulse.beat(training.step)
-        if told_to_leave():
-            sums.wish()
+        if mine := wish():
+            sums.wish(mine - 1)
         if training.step in not_again:
             sums.mark(0)
         group.add_up(sums.flat)
@@ -86,8 +87,9 @@ def train(
             sums.apply()
             training.optimizer.step()
         training.passed(report, rate)
-        leaving = report.wishes > 0 and training.step < training.total
-        durable = leaving or _is_due(training)
+        to_save, to_leave = report.wishes
+        leaving = to_leave > 0 and training.step < training.total
+        durable = to_save > 0 or leaving or _is_due(training)
         if group.rank == 0:
             if durable:
                 training.save(storage)

@@ -17,6 +17,7 @@ from s3ta_platform.schema import ClusterSettings
 from s3ta_platform.storage import open_storage
 from s3ta_platform.train import ToldToLeaveError, train
 from s3ta_platform.trials import checkpoint_prefix, checkpoint_steps, read_history, read_trained
+from s3ta_platform.wishes import Wish
 
 HERE = Path(__file__).parent
 
@@ -143,10 +144,23 @@ def test_told_to_leave_at_every_step_it_ends_in_the_same_weights_and_curve(
     job = train_job(str(tmp_path))
     for step in range(1, STEPS):
         with pytest.raises(ToldToLeaveError, match=f"left at step {step}, which is saved"):
-            train(job, told_to_leave=lambda: True)
-    train(job, told_to_leave=lambda: True)
+            train(job, wish=lambda: Wish.LEAVE)
+    train(job, wish=lambda: Wish.LEAVE)
     assert_bit_equal(weights(alone), weights(tmp_path))
     assert curve(tmp_path) == curve(alone)
+
+
+def test_a_wish_to_save_is_done_after_that_step_and_training_goes_on(tmp_path: Path) -> None:
+    asked = iter(range(STEPS))
+    saved: list[int] = []
+
+    def note(event: Event) -> None:
+        if event.durable:
+            saved.append(event.done // 48)
+
+    job = train_job(str(tmp_path), epochs=1)
+    train(job, emit=note, wish=lambda: Wish.SAVE if next(asked) in (4, 5) else Wish.GO_ON)
+    assert saved == [5, 6, 13]
 
 
 def test_a_trained_trial_is_not_trained_again(alone: Path) -> None:
