@@ -5,6 +5,7 @@ BatchNorm statistics of all of them are added exactly, over all workers, and div
 s3ta/sums.py). So the number of workers changes how long a step takes, not what it computes.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from s3ta.attacks import PGD
 from s3ta.batch import Batch, to_unit
 from s3ta.draws import Key, Purpose
 from s3ta.engine import frozen
+from s3ta.fastcopy import FastCopy
 from s3ta.objective import cross_entropy
-from s3ta.settings import Augmentation, Goal, TrainSettings
+from s3ta.settings import Augmentation, Dtype, Goal, TrainSettings
 from s3ta.sums import StepSums
 from s3ta.trajectory import training_trajectory
 
@@ -60,8 +62,12 @@ def attack_microbatch(
     index: int,
     classes: int,
     device: str,
+    fast: FastCopy | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attacked images and their labels. `index` is the microbatch's place in the step."""
+    """Attacked images and their labels. `index` is the microbatch's place in the step.
+
+    The attack asks the fast copy for gradients, or without one the model itself.
+    """
     seed, attack = settings.seed, settings.attack
     dtype = next(model.parameters()).dtype
     images = _augmented(batch, settings, moment, device).to(dtype)
@@ -80,7 +86,9 @@ def attack_microbatch(
         noise_key = Key(seed, Purpose.TRAIN_NOISE, moment.epoch)
         draws = noise_key.uniform(batch.image_ids_B, batch.images_BCHW.shape[1:])
         uniform = torch.from_numpy(draws).to(device, dtype)
-    with frozen(model) as f:
+    with nullcontext(fast) if fast is not None else frozen(model) as f:
+        if fast is not None:
+            images = images.to(memory_format=fast.memory)
         pgd = PGD(f, training_trajectory(attack), images, labels_B, targets_B)
         return pgd.run(pgd.begin(uniform)), labels_B
 
@@ -94,14 +102,24 @@ def add_microbatch(
     index: int,
     classes: int,
     device: str = "cpu",
+    fast: FastCopy | None = None,
 ) -> None:
     """Attack a microbatch and add its gradient: towards the true label, on attacked images only."""
-    attacked, labels_B = attack_microbatch(model, batch, settings, moment, index, classes, device)
-    model.train()
-    logits_BC = model(attacked)
+    attacked, labels_B = attack_microbatch(
+        model, batch, settings, moment, index, classes, device, fast
+    )
+    logits_BC = _training_logits(model, attacked, settings)
     loss = cross_entropy(logits_BC, labels_B, settings.label_smoothing).mean()
     gradients = torch.autograd.grad(loss, sums.parameters)
     sums.add(index, gradients, loss, (logits_BC.argmax(dim=1) == labels_B).sum())
+
+
+def _training_logits(model: nn.Module, images: Tensor, settings: TrainSettings) -> Tensor:
+    """Logits (B, C) in training mode, for the update."""
+    half = settings.dtype is Dtype.bfloat16
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        logits_BC: Tensor = model.train()(images)
+    return logits_BC.float() if half else logits_BC
 
 
 def _augmented(batch: Batch, settings: TrainSettings, moment: Moment, device: str) -> Tensor:

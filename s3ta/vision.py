@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from s3ta.settings import Block, VisionSettings
 
@@ -39,6 +40,13 @@ def batchnorms(module: nn.Module) -> Iterator[BatchNorm]:
     return (m for m in module.modules() if isinstance(m, BatchNorm))
 
 
+def recompute_blocks(module: nn.Module) -> None:
+    """From now on residual blocks keep no activations in training."""
+    for block in module.modules():
+        if isinstance(block, _Residual):
+            block.recompute = True
+
+
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -49,11 +57,19 @@ class _Residual(nn.Module):
     """The shared part of both blocks: shortcut, sum, ReLU."""
 
     downsample: nn.Sequential | None
+    recompute = False
+    """Keep only the input in training, and compute what is inside again in the backward pass."""
 
     def branch(self, x: Tensor) -> Tensor:
         raise AssertionError("each block has its own branch")
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and self.training:
+            # Done twice, BatchNorm notes the same statistics twice.
+            return checkpoint(self._forward, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         # In place, here and below: nothing needs the sum itself, and fresh memory costs time.
         return F.relu(self.branch(x).add_(shortcut), inplace=True)

@@ -7,8 +7,10 @@ starts the same job again goes on from the last one, and ends with the same bits
 
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 
 from s3ta.batch import Batch
+from s3ta.fastcopy import FastCopy
 from s3ta.order import epoch_order
 from s3ta.schedules import learning_rate
 from s3ta.sums import StepReport, StepSums
@@ -54,22 +56,22 @@ def train(
     groups = images.groups_of(ids)
     training = Training.begin(job, device, settings.steps_per_epoch(len(ids)))
     _resume(training, storage, group)
+    fast = FastCopy(training.model, settings, images.shape_CHW)
     sums = StepSums(training.model, settings)
     not_again = on_record(storage, job.key) if group.rank == 0 else set()
-    order, order_epoch = ids, -1
+    order_of = lru_cache(maxsize=1)(lambda epoch: epoch_order(ids, settings, epoch, groups))
     while training.step < training.total:
         epoch, within = divmod(training.step, training.epoch_steps)
-        if order_epoch != epoch:
-            order, order_epoch = epoch_order(ids, settings, epoch, groups), epoch
-        step_ids = order[within * settings.batch : (within + 1) * settings.batch]
+        step_ids = order_of(epoch)[within * settings.batch : (within + 1) * settings.batch]
         moment = Moment(epoch, training.step)
         sums.reset()
+        fast.refresh()
         for index in range(group.rank, settings.microbatches, group.world):
             chosen = step_ids[index * settings.microbatch : (index + 1) * settings.microbatch]
             pixels, labels = images.read(chosen)
             batch = Batch(images_BCHW=pixels, labels_B=labels, image_ids_B=chosen)
             add_microbatch(
-                training.model, sums, batch, settings, moment, index, job.classes, device
+                training.called, sums, batch, settings, moment, index, job.classes, device, fast
             )
             pulse.beat(training.step)
         if mine := wish():
@@ -82,10 +84,8 @@ def train(
         if report.not_finite:
             pass_over(training, storage, report, step_ids, write=group.rank == 0)
         else:
-            for parameters_of in training.optimizer.param_groups:
-                parameters_of["lr"] = rate
             sums.apply()
-            training.optimizer.step()
+            training.update(rate)
         training.passed(report, rate)
         to_save, to_leave = report.wishes
         leaving = to_leave > 0 and training.step < training.total

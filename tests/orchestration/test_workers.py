@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import EPOCH_STEPS, KEY, STEPS, train_job
 
+import s3ta.training
 from s3ta_platform import checkpoints
 from s3ta_platform.events import Event
 from s3ta_platform.groups import Joined
@@ -167,6 +169,23 @@ def test_a_trained_trial_is_not_trained_again(alone: Path) -> None:
     events: list[Event] = []
     train(train_job(str(alone)), emit=events.append)
     assert events == []
+
+
+def test_the_attack_follows_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the copy answers is what the model of this very step answers in test mode."""
+    attack, answers = s3ta.training.attack_microbatch, []
+
+    def look(*args: Any) -> Any:
+        model, fast = args[0], args[-1]
+        attacked, labels_B = attack(*args)
+        answers.append(model.eval()(attacked).detach())
+        torch.testing.assert_close(fast(attacked).detach(), answers[-1], rtol=1e-3, atol=1e-4)
+        return attacked, labels_B
+
+    monkeypatch.setattr(s3ta.training, "attack_microbatch", look)
+    train(train_job(str(tmp_path), epochs=1))
+    assert len(answers) == EPOCH_STEPS * 6
+    assert (answers[-1] - answers[0]).abs().max() > 0.1, "the weights moved"
 
 
 class Second(Joined):
