@@ -70,11 +70,11 @@ class FastCopy:
         for pair in self.pairs:
             pair.refresh()
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits (B, C), differentiable by the images."""
+    def __call__(self, images: Tensor, **options: Any) -> Tensor:
+        """Logits (B, C), differentiable by the images; options are the model's own."""
         half = self.dtype is Dtype.bfloat16
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            logits_BC: Tensor = self.model(images)
+            logits_BC: Tensor = self.model(images, **options)
         return logits_BC.float() if half else logits_BC
 
 

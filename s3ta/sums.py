@@ -26,6 +26,8 @@ LIMIT = 2.0**25
 TO_COARSE = 1.5 * 2.0 ** (52 - 16)
 """Adding it to a float64 and taking it away again leaves the nearest multiple of 2^-16."""
 TO_FINE = 1.5 * 2.0 ** (52 - 58)
+IN_CACHE = 2**16
+"""So many numbers at a time pass through a processor's cache, not through its memory."""
 WISHES = 2
 """Kinds of wishes that workers can have; this file need not know which."""
 
@@ -76,15 +78,19 @@ class StepSums:
             assert norm.seen is not None
             parts.extend(norm.seen)
         parts += [loss.detach().reshape(1), correct.reshape(1).to(loss.dtype)]
-        terms = torch.cat(parts).to(self.flat.dtype)
+        terms = torch.cat(parts)
         # Nothing waits for the device here. A NaN is not below the limit either.
         self.flat[0, self.terms + index] += ~(terms.abs().amax() < LIMIT)
         if self.settings.sums is Sums.fast:
             self.flat[0, : self.terms] += terms
             return
-        coarse = (terms + TO_COARSE).sub_(TO_COARSE)
-        self.flat[0, : self.terms] += coarse
-        self.flat[1, : self.terms] += terms.sub_(coarse).add_(TO_FINE).sub_(TO_FINE)
+        piece = IN_CACHE if terms.device.type == "cpu" else len(terms)
+        sums = torch.split(self.flat[:, : self.terms], piece, dim=1)
+        for part, (coarse_sum, fine_sum) in zip(torch.split(terms, piece), sums, strict=True):
+            fine = part.to(self.flat.dtype, copy=True)
+            coarse = (fine + TO_COARSE).sub_(TO_COARSE)
+            coarse_sum.add_(coarse)
+            fine_sum.add_(fine.sub_(coarse).add_(TO_FINE).sub_(TO_FINE))
 
     def mark(self, index: int) -> None:
         """Count the microbatch at this place as not finite."""
@@ -107,15 +113,16 @@ class StepSums:
 
     def apply(self) -> StepReport:
         """Put the mean gradient into `.grad`, update the running statistics, report."""
-        mean = self.flat[:, : self.terms].sum(0) / self.settings.microbatches
+        mean = self.flat[:, : self.terms].sum(0).div_(self.settings.microbatches)
+        mean = mean.to(self.parameters[0].dtype)
         at = 0
         for p in self.parameters:
-            p.grad = mean[at : at + p.numel()].view_as(p).to(p.dtype)
+            p.grad = mean[at : at + p.numel()].view_as(p)
             at += p.numel()
         for norm in self.norms:
             for running in (norm.running_mean, norm.running_var):
                 assert running is not None
-                seen = mean[at : at + norm.num_features].to(running.dtype)
+                seen = mean[at : at + norm.num_features]
                 running.lerp_(seen, 1 - self.settings.batchnorm_decay)
                 at += norm.num_features
         return self.report()
