@@ -116,7 +116,7 @@ def _probe(shape_CHW: tuple[int, ...], tile: int) -> Tensor:
 def _folded(model: nn.Module, probe: Tensor) -> tuple[nn.Module, bool]:
     """The model with BatchNorm folded, and whether it was; as it is where folding changes it."""
     before = model(probe)
-    pairs = _conv_bn_pairs(model, probe)
+    pairs = conv_bn_pairs(model, probe)
     folded = copy.deepcopy(model)
     for conv_name, bn_name in pairs:
         conv, bn = folded.get_submodule(conv_name), folded.get_submodule(bn_name)
@@ -128,7 +128,7 @@ def _folded(model: nn.Module, probe: Tensor) -> tuple[nn.Module, bool]:
     return (folded, True) if pairs and bool(close) else (model, False)
 
 
-def _conv_bn_pairs(model: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
+def conv_bn_pairs(model: nn.Module, probe: Tensor) -> list[tuple[str, str]]:
     """Names of convolutions and the BatchNorm that takes their output, each called once."""
     made: list[tuple[str, Any]] = []  # the tensors too, so that none takes another's place
     pairs: list[tuple[str, str]] = []

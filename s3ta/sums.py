@@ -26,6 +26,10 @@ LIMIT = 2.0**25
 TO_COARSE = 1.5 * 2.0 ** (52 - 16)
 """Adding it to a float64 and taking it away again leaves the nearest multiple of 2^-16."""
 TO_FINE = 1.5 * 2.0 ** (52 - 58)
+IN_CACHE = 2**16
+"""So many numbers at a time pass through a processor's cache, not through its memory."""
+WISHES = 2
+"""Kinds of wishes that workers can have; this file need not know which."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,17 @@ class StepReport:
     attacks them, so clean ones for plain, and those of its search for llr."""
     not_finite: tuple[int, ...] = ()
     """Places of the microbatches whose loss, gradient or statistics are not finite: no update."""
-    wishes: int = 0
-    """How many workers have called `wish`."""
+    wishes: tuple[int, ...] = (0, 0)
+    """How many workers have wished for each thing."""
 
 
 class StepSums:
     """Sums over microbatches, in one flat buffer that workers can add up.
 
     Order: gradients of all parameters, means and variances of all BatchNorms, loss, correct images;
-    then for each microbatch whether it is not finite, and the workers' wishes. In the exact mode
-    two rows of float64, coarse and fine; in the fast mode one row of float32, whose last bits
-    depend on the order of additions.
+    then for each microbatch whether it is not finite, and the workers' wishes of two kinds. In the
+    exact mode two rows of float64, coarse and fine; in the fast mode one row of float32, whose last
+    bits depend on the order of additions.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
@@ -60,7 +64,7 @@ class StepSums:
         self.terms += sum(2 * n.num_features for n in self.norms) + 2
         exact = settings.sums is Sums.exact
         self.flat = torch.zeros(
-            (2 if exact else 1, self.terms + settings.microbatches + 1),
+            (2 if exact else 1, self.terms + settings.microbatches + WISHES),
             dtype=torch.float64 if exact else torch.float32,
             device=self.parameters[0].device,
         )
@@ -68,53 +72,66 @@ class StepSums:
     def reset(self) -> None:
         self.flat.zero_()
 
-    def add(self, index: int, gradients: Iterable[Tensor], loss: Tensor, correct: Tensor) -> None:
-        """Add the microbatch at this place of the step; BatchNorms hold what they saw of it."""
-        parts = [g.reshape(-1) for g in gradients]
-        for norm in self.norms:
-            assert norm.seen is not None
-            parts.extend(norm.seen)
+    def seen(self) -> list[Tensor]:
+        """What BatchNorms saw last. To be asked before a backward pass: it may recompute blocks."""
+        return [statistic for norm in self.norms for statistic in norm.seen or ()]
+
+    def add(
+        self,
+        index: int,
+        gradients: Iterable[Tensor],
+        seen: Iterable[Tensor],
+        loss: Tensor,
+        correct: Tensor,
+    ) -> None:
+        """Add the microbatch at this place of the step, with what BatchNorms saw of it."""
+        parts = [*(g.reshape(-1) for g in gradients), *seen]
         parts += [loss.detach().reshape(1), correct.reshape(1).to(loss.dtype)]
-        terms = torch.cat(parts).to(self.flat.dtype)
+        terms = torch.cat(parts)
         # Nothing waits for the device here. A NaN is not below the limit either.
         self.flat[0, self.terms + index] += ~(terms.abs().amax() < LIMIT)
         if self.settings.sums is Sums.fast:
             self.flat[0, : self.terms] += terms
             return
-        coarse = (terms + TO_COARSE).sub_(TO_COARSE)
-        self.flat[0, : self.terms] += coarse
-        self.flat[1, : self.terms] += terms.sub_(coarse).add_(TO_FINE).sub_(TO_FINE)
+        piece = IN_CACHE if terms.device.type == "cpu" else len(terms)
+        sums = torch.split(self.flat[:, : self.terms], piece, dim=1)
+        for part, (coarse_sum, fine_sum) in zip(torch.split(terms, piece), sums, strict=True):
+            fine = part.to(self.flat.dtype, copy=True)
+            coarse = (fine + TO_COARSE).sub_(TO_COARSE)
+            coarse_sum.add_(coarse)
+            fine_sum.add_(fine.sub_(coarse).add_(TO_FINE).sub_(TO_FINE))
 
     def mark(self, index: int) -> None:
         """Count the microbatch at this place as not finite."""
         self.flat[0, self.terms + index] += 1
 
-    def wish(self) -> None:
-        """Let all workers know, with the sum and at no further cost, that this one wants a stop."""
-        self.flat[0, -1] += 1
+    def wish(self, kind: int) -> None:
+        """Let all workers know, with the sum and at no further cost, that this one wants that."""
+        self.flat[0, kind - WISHES] += 1
 
     def report(self) -> StepReport:
         """What the step saw, once all workers' buffers are added up. Waits for the device."""
         loss, correct, *rest = self.flat[:, self.terms - 2 :].double().sum(0).tolist()
-        *marks, wishes = rest
+        marks, wishes = rest[:-WISHES], rest[-WISHES:]
         return StepReport(
             loss / self.settings.microbatches,
             correct / self.settings.batch,
             tuple(index for index, mark in enumerate(marks) if mark),
-            round(wishes),
+            tuple(map(round, wishes)),
         )
 
     def apply(self) -> StepReport:
         """Put the mean gradient into `.grad`, update the running statistics, report."""
-        mean = self.flat[:, : self.terms].sum(0) / self.settings.microbatches
+        mean = self.flat[:, : self.terms].sum(0).div_(self.settings.microbatches)
+        mean = mean.to(self.parameters[0].dtype)
         at = 0
         for p in self.parameters:
-            p.grad = mean[at : at + p.numel()].view_as(p).to(p.dtype)
+            p.grad = mean[at : at + p.numel()].view_as(p)
             at += p.numel()
         for norm in self.norms:
             for running in (norm.running_mean, norm.running_var):
                 assert running is not None
-                seen = mean[at : at + norm.num_features].to(running.dtype)
+                seen = mean[at : at + norm.num_features]
                 running.lerp_(seen, 1 - self.settings.batchnorm_decay)
                 at += norm.num_features
         return self.report()

@@ -6,8 +6,8 @@ s3ta/sums.py). So the number of workers changes how long a step takes, not what 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from s3ta.attacks import PGD
 from s3ta.batch import Batch, to_unit
 from s3ta.draws import Key, Purpose
 from s3ta.engine import frozen
+from s3ta.fastcopy import FastCopy
 from s3ta.objective import cross_entropy
 from s3ta.objectives import least_linear, linearity, paired
 from s3ta.schedules import stage_at
-from s3ta.settings import Augmentation, Goal, Objective, TrainSettings
+from s3ta.settings import Augmentation, Dtype, Goal, Objective, TrainSettings
 from s3ta.sums import StepSums
 from s3ta.threat import LinfBall
 from s3ta.trajectory import training_trajectory
@@ -65,8 +66,12 @@ def attack_microbatch(
     index: int,
     classes: int,
     device: str,
+    fast: FastCopy | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attacked images and their labels. `index` is the microbatch's place in the step."""
+    """Attacked images and their labels. `index` is the microbatch's place in the step.
+
+    The attack asks the fast copy for gradients, or without one the model itself.
+    """
     seed, stage = settings.seed, stage_at(settings, moment.epoch)
     images, labels_B = clean_microbatch(model, batch, settings, moment, device)
     if settings.objective is Objective.plain or stage.attack.steps == 0:
@@ -81,9 +86,11 @@ def attack_microbatch(
     uniform = None
     if coin >= stage.attack.clean_start_share:
         uniform = _uniform(Key(seed, Purpose.TRAIN_NOISE, moment.epoch), batch).to(images)
-    with frozen(model) as f:
+    if fast is not None:
+        images = images.to(memory_format=fast.memory)
+    with nullcontext(fast) if fast is not None else frozen(model) as f:
         trajectory = training_trajectory(stage.attack)
-        pgd = PGD(_unrolled(f, stage.unroll), trajectory, images, labels_B, targets_B)
+        pgd = PGD(answers(f, settings, stage.unroll), trajectory, images, labels_B, targets_B)
         return pgd.run(pgd.begin(uniform)), labels_B
 
 
@@ -104,18 +111,20 @@ def add_microbatch(
     index: int,
     classes: int,
     device: str = "cpu",
+    fast: FastCopy | None = None,
 ) -> None:
     """Add a microbatch's gradient of what training minimises."""
     if settings.objective is Objective.llr:
-        losses_B, right_B = _linear(model, batch, settings, moment, device)
+        losses_B, right_B = _linear(model, batch, settings, moment, device, fast)
     else:
         attacked, labels_B = attack_microbatch(
-            model, batch, settings, moment, index, classes, device
+            model, batch, settings, moment, index, classes, device, fast
         )
         losses_B, right_B = _classified(model, batch, attacked, labels_B, settings, moment)
     loss = losses_B.mean()
+    seen = sums.seen()
     gradients = torch.autograd.grad(loss, sums.parameters)
-    sums.add(index, gradients, loss, right_B.sum())
+    sums.add(index, gradients, seen, loss, right_B.sum())
 
 
 def _classified(
@@ -128,7 +137,7 @@ def _classified(
 ) -> tuple[Tensor, Tensor]:
     """Losses towards the true label, and which attacked images are classified rightly."""
     smoothing = settings.label_smoothing
-    f = _unrolled(model.train(), stage_at(settings, moment.epoch).unroll)
+    f = answers(model.train(), settings, stage_at(settings, moment.epoch).unroll)
     if settings.objective is not Objective.alp:  # on attacked images only ([55])
         logits_BC = f(attacked)
         return cross_entropy(logits_BC, labels_B, smoothing), logits_BC.argmax(dim=1) == labels_B
@@ -141,7 +150,12 @@ def _classified(
 
 
 def _linear(
-    model: nn.Module, batch: Batch, settings: TrainSettings, moment: Moment, device: str
+    model: nn.Module,
+    batch: Batch,
+    settings: TrainSettings,
+    moment: Moment,
+    device: str,
+    fast: FastCopy | None,
 ) -> tuple[Tensor, Tensor]:
     """Losses, and which images are classified rightly where the loss is least linear.
 
@@ -152,7 +166,6 @@ def _linear(
     """
     stage, weights = stage_at(settings, moment.epoch), settings.linearity
     images, labels_B = clean_microbatch(model, batch, settings, moment, device)
-    f = _unrolled(model, stage.unroll)
 
     def loss(logits_BC: Tensor) -> Tensor:
         return cross_entropy(logits_BC, labels_B, settings.label_smoothing)
@@ -161,18 +174,28 @@ def _linear(
     ball = LinfBall.around(images, epsilon)
     uniform = _uniform(Key(settings.seed, Purpose.LINEARITY_START, moment.epoch), batch)
     start = ball.noise_start(images, epsilon, uniform.to(images))
-    with frozen(model):
+    with nullcontext(fast) if fast is not None else frozen(model) as searched:
+        f = answers(searched, settings, stage.unroll)
         offsets = least_linear(
             lambda x: loss(f(x)), images, ball, start, stage.attack.steps, weights.search_rate
         )
-    model.train()
-    found = linearity(f, loss, images, offsets)
+    found = linearity(answers(model.train(), settings, stage.unroll), loss, images, offsets)
     return found.weighted(weights), found.moved_BC.argmax(dim=1) == labels_B
 
 
-def _unrolled(model: nn.Module, unroll: int | None) -> Callable[[Tensor], Tensor]:
-    """The model, taking so many glances; None for as many as it says itself."""
-    return model if unroll is None else partial(model, unroll=unroll)
+def answers(
+    model: Callable[..., Tensor], settings: TrainSettings, unroll: int | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A model's logits (B, C) in training, after so many glances; None: as many as it says."""
+    half = settings.dtype is Dtype.bfloat16
+    options = {} if unroll is None else {"unroll": unroll}
+
+    def logits(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            logits_BC = model(images, **options)
+        return logits_BC.float() if half else logits_BC
+
+    return logits
 
 
 def _uniform(key: Key, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from s3ta.settings import Block, Denoise, VisionSettings
 
@@ -39,6 +40,13 @@ class BatchNorm(nn.BatchNorm2d):
 def batchnorms(module: nn.Module) -> Iterator[BatchNorm]:
     """All BatchNorm layers, in the order of the module tree."""
     return (m for m in module.modules() if isinstance(m, BatchNorm))
+
+
+def recompute_blocks(module: nn.Module) -> None:
+    """From now on residual blocks keep no activations in training."""
+    for block in module.modules():
+        if isinstance(block, _Residual):
+            block.recompute = True
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -113,11 +121,19 @@ class _Residual(nn.Module):
 
     downsample: nn.Sequential | None
     se: nn.Module
+    recompute = False
+    """Keep only the input in training, and compute what is inside again in the backward pass."""
 
     def branch(self, x: Tensor) -> Tensor:
         raise AssertionError("each block has its own branch")
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and self.training:
+            # Done twice, BatchNorm notes the same statistics twice.
+            return checkpoint(self._forward, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         # In place, here and below: nothing needs the sum itself, and fresh memory costs time.
         return F.relu(self.se(self.branch(x)).add_(shortcut), inplace=True)

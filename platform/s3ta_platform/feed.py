@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from s3ta.batch import Batch
@@ -31,6 +31,32 @@ class Wanted:
 
     ids_B: Integers
     epoch: int
+
+
+@dataclass
+class Share:
+    """One worker's microbatches, read ahead as long as steps follow one another."""
+
+    images: ParquetImages
+    settings: TrainSettings
+    order_of: Callable[[int], Integers]
+    """An epoch -> all its image ids in their order."""
+    epoch_steps: int
+    rank: int = 0
+    world: int = 1
+    _next: int = -1
+    _batches: Iterator[Batch] = field(default_factory=lambda: iter(()))
+
+    def of(self, step: int) -> Iterator[tuple[int, Batch]]:
+        """The microbatches of a step, each with its place in it."""
+        if step != self._next:  # at the start, and after training was rolled back
+            todo = wanted(
+                self.settings, self.order_of, self.epoch_steps, step, self.rank, self.world
+            )
+            self._batches = feed(self.images, self.settings, todo)
+        self._next = step + 1
+        for index in range(self.rank, self.settings.microbatches, self.world):
+            yield index, next(self._batches)
 
 
 def wanted(

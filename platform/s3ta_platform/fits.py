@@ -1,8 +1,9 @@
 """Fits of Ray Train as this project runs them: few processes, and no port that others can reach."""
 
+import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from s3ta_platform.groups import Group
 
 RESIZED_EVERY_S = 30.0
-"""Seconds between looks whether an elastic group can have more workers."""
+"""Seconds between looks whether an elastic group can have more workers, and between tries."""
+ELASTIC_STARTS = 120
+"""So often in vain: an hour's patience."""
 
 UNUSED = {
     # Asks the dashboard, in vain without one; leftovers.remove_orphans does its work.
@@ -62,26 +65,46 @@ def fit(
         ray.train.TrainingFailedError: the last failure, when there were too many.
         ray.exceptions.RayActorError: Train's controller has died, whatever the failures allowed.
     """
+    elastic = workers_min is not None and workers_min < workers
     callbacks: list[Any] = [Notices()]
     run_config: Any = RunConfig(
         name=name,
         storage_path=str(scratch),
         # Without the second limit a number of workers that cannot be had is tried for ever.
         failure_config=FailureConfig(
-            max_failures=max_failures, controller_failure_limit=max_failures
+            max_failures=max_failures,
+            controller_failure_limit=ELASTIC_STARTS if elastic else max_failures,
         ),
         callbacks=callbacks,
     )
     resources = resources or {"CPU": 1}
     scaling = ScalingConfig(
-        num_workers=workers if workers_min in (None, workers) else (workers_min, workers),
+        num_workers=(workers_min, workers) if elastic else workers,  # type: ignore[arg-type]
         use_gpu=resources.get("GPU", 0) > 0,
         resources_per_worker=resources,
         elastic_resize_monitor_interval_s=RESIZED_EVERY_S,
     )
     trainer = Trainer(loop, train_loop_config=config, scaling_config=scaling, run_config=run_config)
-    result: Any = trainer.fit()
+    with _less_patience() if elastic else nullcontext():
+        result: Any = trainer.fit()
     return result.return_value
+
+
+@contextmanager
+def _less_patience() -> Iterator[None]:
+    """For an elastic group: after a node has gone Train may count it in for a moment, and wait.
+
+    Train's controller takes its settings from the environment of whoever starts it.
+    """
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    before = os.environ.get(name)
+    os.environ[name] = str(RESIZED_EVERY_S)
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextmanager

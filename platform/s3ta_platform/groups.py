@@ -48,8 +48,9 @@ class Joined:
 
     No DistributedDataParallel: its hooks and its broadcasts of buffers change what is computed. The
     sum waits for the last microbatch. To overlap the two it would have to begin layer by layer
-    inside that microbatch's backward pass, which is one of some thirty passes of an adversarial
-    step, to hide a sum that took 1 % of the step (two workers on one machine).
+    inside that microbatch's backward pass, one of a dozen passes and more that an adversarial step
+    makes for each microbatch. There is little to hide: of a step of eight microbatches of the
+    quickstart's S3TA-4, on two workers of one machine, the sum takes 7 of 680 ms.
     """
 
     rank: int

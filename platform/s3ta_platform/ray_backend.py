@@ -18,7 +18,7 @@ from s3ta_platform.executors import JobFailure, run_on_ray
 from s3ta_platform.fits import fit, process_group
 from s3ta_platform.jobs import TrainJob
 from s3ta_platform.leftovers import remove_orphans, wait_for_room
-from s3ta_platform.notices import heeding, told_to_leave
+from s3ta_platform.notices import heeding, wish
 from s3ta_platform.schema import ClusterSettings
 from s3ta_platform.shards import DoWork, Work
 from s3ta_platform.storage import open_storage
@@ -127,7 +127,7 @@ def _train_worker(config: dict[str, Any]) -> str | None:
     cluster = job.cluster
     try:
         with process_group(job.device, cluster.hang_s, cluster.store_patience_s) as group:
-            train_it = partial(train, job, group, config["emit"], told_to_leave)
+            train_it = partial(train, job, group, config["emit"], wish)
             heeding(train_it)
     except NotFiniteError as error:
         return str(error)

@@ -6,10 +6,10 @@ starts the same job again goes on from the last one, and ends with the same bits
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 
-from s3ta.batch import Batch
+from s3ta.fastcopy import FastCopy
 from s3ta.order import Ids, epoch_order
 from s3ta.schedules import learning_rate
 from s3ta.sums import StepReport, StepSums
@@ -17,7 +17,7 @@ from s3ta.training import Moment, add_microbatch
 from s3ta_platform import checkpoints, pulse
 from s3ta_platform.devices import pin_arithmetic, resolve_device
 from s3ta_platform.events import Emit, Event, Phase, ignore
-from s3ta_platform.feed import feed, wanted
+from s3ta_platform.feed import Share
 from s3ta_platform.groups import ALONE, Group
 from s3ta_platform.jobs import TrainJob, open_images, training_ids
 from s3ta_platform.not_finite import on_record, pass_over
@@ -25,6 +25,7 @@ from s3ta_platform.patience import patient
 from s3ta_platform.storage import Storage, open_storage
 from s3ta_platform.training_state import Training, finish
 from s3ta_platform.trials import checkpoint_prefix
+from s3ta_platform.wishes import Wish
 
 log = logging.getLogger("ray.s3ta")  # ends up in the run's log file
 
@@ -37,11 +38,11 @@ def train(
     job: TrainJob,
     group: Group = ALONE,
     emit: Emit = ignore,
-    told_to_leave: Callable[[], bool] = lambda: False,
+    wish: Callable[[], Wish] = lambda: Wish.GO_ON,
 ) -> None:
     """Train to the end, from the last checkpoint if there is one; rank 0 writes.
 
-    told_to_leave: asked at every step. Once it says so on any worker, all save and leave.
+    wish: asked at every step. What any worker wishes, all do.
 
     Raises:
         ToldToLeaveError: on all workers, after the checkpoint.
@@ -55,6 +56,7 @@ def train(
     groups = images.groups_of(ids)
     training = Training.begin(job, device, settings.steps_per_epoch(len(ids)))
     _resume(training, storage, group)
+    fast = FastCopy(training.model, settings, images.shape_CHW)
     sums = StepSums(training.model, settings)
     not_again = on_record(storage, job.key) if group.rank == 0 else set()
 
@@ -62,28 +64,20 @@ def train(
     def order_of(epoch: int) -> Ids:
         return epoch_order(ids, settings, epoch, groups)
 
-    def batches_from(step: int) -> Iterator[Batch]:
-        steps = training.epoch_steps
-        return feed(
-            images, settings, wanted(settings, order_of, steps, step, group.rank, group.world)
-        )
-
-    batches, expected = batches_from(training.step), training.step
+    share = Share(images, settings, order_of, training.epoch_steps, group.rank, group.world)
     while training.step < training.total:
         epoch, within = divmod(training.step, training.epoch_steps)
-        if training.step != expected:  # rolled back
-            batches = batches_from(training.step)
-        expected = training.step + 1
         step_ids = order_of(epoch)[within * settings.batch : (within + 1) * settings.batch]
         moment = Moment(epoch, training.step)
         sums.reset()
-        for index in range(group.rank, settings.microbatches, group.world):
+        fast.refresh()
+        for index, batch in share.of(training.step):
             add_microbatch(
-                training.model, sums, next(batches), settings, moment, index, job.classes, device
+                training.called, sums, batch, settings, moment, index, job.classes, device, fast
             )
             pulse.beat(training.step)
-        if told_to_leave():
-            sums.wish()
+        if mine := wish():
+            sums.wish(mine - 1)
         if training.step in not_again:
             sums.mark(0)
         group.add_up(sums.flat)
@@ -92,13 +86,12 @@ def train(
         if report.not_finite:
             pass_over(training, storage, report, step_ids, write=group.rank == 0)
         else:
-            for parameters_of in training.optimizer.param_groups:
-                parameters_of["lr"] = rate
             sums.apply()
-            training.optimizer.step()
+            training.update(rate)
         training.passed(report, rate)
-        leaving = report.wishes > 0 and training.step < training.total
-        durable = leaving or _is_due(training)
+        to_save, to_leave = report.wishes
+        leaving = to_leave > 0 and training.step < training.total
+        durable = to_save > 0 or leaving or _is_due(training)
         if group.rank == 0:
             if durable:
                 training.save(storage)

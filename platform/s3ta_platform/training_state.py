@@ -19,6 +19,7 @@ from s3ta.model import build, parameters
 from s3ta.settings import ModelSettings
 from s3ta.sums import StepReport
 from s3ta.training import optimizer
+from s3ta.vision import recompute_blocks
 from s3ta_platform import checkpoints
 from s3ta_platform.jobs import TrainJob
 from s3ta_platform.record import content_key
@@ -41,6 +42,8 @@ class Training:
 
     job: TrainJob
     model: nn.Module
+    called: nn.Module
+    """The model as training calls it: compiled, perhaps."""
     optimizer: torch.optim.SGD
     epoch_steps: int
     step: int = 0
@@ -52,8 +55,12 @@ class Training:
 
     @classmethod
     def begin(cls, job: TrainJob, device: str, epoch_steps: int) -> "Training":
-        model = build(job.model, job.classes, job.train.seed).to(device)
-        return cls(job, model, optimizer(model, job.train), epoch_steps)
+        model = build(job.model, job.classes, job.train.seed)
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if job.train.recompute:
+            recompute_blocks(model)
+        called: Any = torch.compile(model) if job.train.compile else model
+        return cls(job, model, called, optimizer(model, job.train), epoch_steps)
 
     @property
     def total(self) -> int:
@@ -63,6 +70,12 @@ class Training:
     @property
     def at_epoch_end(self) -> bool:
         return self.step % self.epoch_steps == 0
+
+    def update(self, rate: float) -> None:
+        """Descend along the gradients that are in `.grad`."""
+        for parameters_of in self.optimizer.param_groups:
+            parameters_of["lr"] = rate
+        self.optimizer.step()
 
     def passed(self, report: StepReport, rate: float) -> None:
         """A step is over."""

@@ -181,7 +181,7 @@ class TrainSettings:
     recompute: bool = False
     """Keep no activations inside a residual block: less memory, one more forward pass."""
     compile: bool = False
-    """torch.compile."""
+    """torch.compile; not for llr, whose gradient backpropagates twice."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "microbatch", "shuffle_window"):
@@ -217,6 +217,12 @@ class TrainSettings:
         )
         require(
             0 <= self.seed < 2**63, "train.seed", self.seed, "a whole number from 0 to 2^63 - 1"
+        )
+        require(
+            not (self.compile and self.objective is Objective.llr),
+            "train.compile",
+            self.compile,
+            "false where train.objective is llr: a compiled model can't be backpropagated twice",
         )
         self._check_curriculum()
         stages = [stage.attack_steps for stage in self.curriculum] or [None]

@@ -14,10 +14,13 @@ import pyarrow as pa
 import pytest
 import torch
 from drill import EXPERIMENT, TWO_ATTACKS, final_rows, planned
+from lessons import EXPERIMENT as LESSONS
+from lessons import training_job
 
 from s3ta_platform import cli
 from s3ta_platform.evaluate import evaluate
 from s3ta_platform.executors import run_inline
+from s3ta_platform.train import train
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,6 +68,23 @@ def reference(both: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     evaluate(planned(both, root)[1], run_inline)
     torch.set_num_threads(threads)
     return final_rows(both, root)
+
+
+@pytest.fixture(scope="session")
+def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiment of the trainings that are disturbed."""
+    path = tmp_path_factory.mktemp("experiment") / "lessons.yaml"
+    path.write_text(LESSONS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(lessons: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of that training by one worker, in this process, in peace."""
+    root, threads = tmp_path_factory.mktemp("undisturbed"), torch.get_num_threads()
+    train(training_job(lessons, root))
+    torch.set_num_threads(threads)
+    return root
 
 
 class Done(NamedTuple):

@@ -2,14 +2,20 @@
 
 import json
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diary import Diary
 from drill import Run
 
 from s3ta_platform import checkpoints
 from s3ta_platform.compose import compose
-from s3ta_platform.plan import Plan, make_plan
+from s3ta_platform.jobs import TrainJob
+from s3ta_platform.plan import make_plan
+from s3ta_platform.ray_backend import OnRay
 from s3ta_platform.storage import open_storage
 from s3ta_platform.trials import checkpoint_prefix, checkpoint_steps, read_history, trained_name
 
@@ -38,13 +44,13 @@ cluster: {{cpus: 2, train_workers: 2, checkpoint_steps: 7, hang_s: 60}}
 Weights = dict[str, torch.Tensor]
 
 
-def planned(file: Path, root: Path, *overrides: str) -> Plan:
-    return make_plan(compose(file, [f"results={root}", *overrides]))
+def training_job(file: Path, root: Path, *overrides: str) -> TrainJob:
+    (trial,) = make_plan(compose(file, [f"results={root}", *overrides])).trials
+    return trial.train
 
 
 def key_of(file: Path) -> str:
-    (trial,) = planned(file, file.parent / "nowhere").trials
-    return trial.key
+    return training_job(file, file.parent / "nowhere").key
 
 
 def saved(root: Path, key: str) -> int:
@@ -90,3 +96,15 @@ def wait(run: Run, seconds: float) -> None:
     """So long, or until it is over."""
     began = time.monotonic()
     run.until(lambda: is_over(run) or time.monotonic() - began >= seconds)
+
+
+@contextmanager
+def training(job: TrainJob, diary: Diary, scratch: Path) -> Iterator[None]:
+    """In a thread of this process, on the cluster; at the end of the block it has ended."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(OnRay(job.cluster, str(scratch)).train, job, diary)
+        try:
+            yield
+        finally:
+            diary.calm()
+        done.result(timeout=180)

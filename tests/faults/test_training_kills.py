@@ -14,20 +14,15 @@ import psutil
 import pytest
 from drill import Run, ended, stop, title
 from lessons import (
-    EXPERIMENT,
     STEPS,
     being_written,
     expect_same,
     is_over,
     key_of,
-    planned,
     saved,
     wait,
 )
 from waiting import until
-
-from s3ta_platform.events import ignore
-from s3ta_platform.trial import Inline, run_trial
 
 pytestmark = pytest.mark.faults
 
@@ -42,22 +37,6 @@ TITLES = {
     "trial": "ray::ImplicitFunc",
 }
 """How Ray calls their processes."""
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("experiment") / "lessons.yaml"
-    path.write_text(EXPERIMENT)
-    return path
-
-
-@pytest.fixture(scope="module")
-def undisturbed(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of one worker in this process."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    (trial,) = planned(file, root).trials
-    run_trial(trial, Inline(), ignore)
-    return root
 
 
 class Killer:
@@ -131,14 +110,14 @@ def one_training(file: Path, root: Path, killer: Killer) -> None:
 
 
 def test_random_kills_leave_no_trace_in_weights_and_curve(
-    file: Path, undisturbed: Path, roots: Iterator[Path], capsys: pytest.CaptureFixture[str]
+    lessons: Path, undisturbed: Path, roots: Iterator[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    killer, rounds = Killer(key_of(file)), 0
+    killer, rounds = Killer(key_of(lessons)), 0
     with capsys.disabled():
         print(f"\nKILLS={KILLS} KILLS_SEED={SEED}")
         while killer.left:
             root = next(roots)
-            one_training(file, root, killer)
+            one_training(lessons, root, killer)
             expect_same(root, undisturbed, killer.key)
             rounds += 1
         print(f"{killer.done} kills in {rounds} training(s)")

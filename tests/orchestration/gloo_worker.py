@@ -23,6 +23,7 @@ from s3ta.batch import Batch
 from s3ta_platform import pulse
 from s3ta_platform.groups import Alone, Joined
 from s3ta_platform.train import ToldToLeaveError, train
+from s3ta_platform.wishes import Wish
 
 
 def see(file: Path) -> None:
@@ -58,12 +59,13 @@ def main() -> None:
         see(args.see)
     last = args.rank == args.world - 1
 
-    def told() -> bool:
-        return args.leave_at is not None and last and pulse.read()[1] >= args.leave_at - 1
+    def wish() -> Wish:
+        leaves = args.leave_at is not None and last and pulse.read()[1] >= args.leave_at - 1
+        return Wish.LEAVE if leaves else Wish.GO_ON
 
     group = Alone() if args.world == 1 else Joined(args.rank, args.world)
     with suppress(ToldToLeaveError):
-        train(train_job(args.root), group, told_to_leave=told)
+        train(train_job(args.root), group, wish=wish)
     torch.distributed.barrier()  # nobody leaves while another still writes
 
 

@@ -57,8 +57,9 @@ def logged() -> Iterator[list[str]]:
 
 
 def stopped_here() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(0.05)  # continued for its last words, it would still end its job
+    os.kill(os.getpid(), signal.SIGSTOP)  # another thread may take it: this one may sleep by then
+    for _ in range(3):  # continued for its last words, it would still end its job
+        time.sleep(0.05)
 
 
 def locked_here() -> None:

@@ -21,6 +21,7 @@ from s3ta_platform.not_finite import NotFiniteError
 from s3ta_platform.storage import open_storage
 from s3ta_platform.train import ToldToLeaveError, train
 from s3ta_platform.trials import checkpoint_prefix
+from s3ta_platform.wishes import Wish
 
 EPOCHS, END = 2, 2 * EPOCH_STEPS
 STEP, INDEX = 17, 2
@@ -44,11 +45,12 @@ def poisoned(*steps: int) -> Iterator[None]:
 def run(root: Path, policy: OnNonfinite, leave_at: int | None = None) -> None:
     """Train, or go on; leave at a step, which is then saved."""
 
-    def told() -> bool:
-        return leave_at is not None and pulse.read()[1] >= leave_at - 1
+    def wish() -> Wish:
+        leaves = leave_at is not None and pulse.read()[1] >= leave_at - 1
+        return Wish.LEAVE if leaves else Wish.GO_ON
 
     with suppress(ToldToLeaveError):
-        train(train_job(str(root), EPOCHS, on_nonfinite=policy), told_to_leave=told)
+        train(train_job(str(root), EPOCHS, on_nonfinite=policy), wish=wish)
 
 
 def state(root: Path, step: int) -> dict[str, torch.Tensor]:

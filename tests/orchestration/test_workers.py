@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import EPOCH_STEPS, KEY, STEPS, train_job
 
+import s3ta.training
 from s3ta_platform import checkpoints
 from s3ta_platform.events import Event
 from s3ta_platform.groups import Joined
@@ -17,6 +19,7 @@ from s3ta_platform.schema import ClusterSettings
 from s3ta_platform.storage import open_storage
 from s3ta_platform.train import ToldToLeaveError, train
 from s3ta_platform.trials import checkpoint_prefix, checkpoint_steps, read_history, read_trained
+from s3ta_platform.wishes import Wish
 
 HERE = Path(__file__).parent
 
@@ -143,16 +146,46 @@ def test_told_to_leave_at_every_step_it_ends_in_the_same_weights_and_curve(
     job = train_job(str(tmp_path))
     for step in range(1, STEPS):
         with pytest.raises(ToldToLeaveError, match=f"left at step {step}, which is saved"):
-            train(job, told_to_leave=lambda: True)
-    train(job, told_to_leave=lambda: True)
+            train(job, wish=lambda: Wish.LEAVE)
+    train(job, wish=lambda: Wish.LEAVE)
     assert_bit_equal(weights(alone), weights(tmp_path))
     assert curve(tmp_path) == curve(alone)
+
+
+def test_a_wish_to_save_is_done_after_that_step_and_training_goes_on(tmp_path: Path) -> None:
+    asked = iter(range(STEPS))
+    saved: list[int] = []
+
+    def note(event: Event) -> None:
+        if event.durable:
+            saved.append(event.done // 48)
+
+    job = train_job(str(tmp_path), epochs=1)
+    train(job, emit=note, wish=lambda: Wish.SAVE if next(asked) in (4, 5) else Wish.GO_ON)
+    assert saved == [5, 6, 13]
 
 
 def test_a_trained_trial_is_not_trained_again(alone: Path) -> None:
     events: list[Event] = []
     train(train_job(str(alone)), emit=events.append)
     assert events == []
+
+
+def test_the_attack_follows_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the copy answers is what the model of this very step answers in test mode."""
+    attack, answers = s3ta.training.attack_microbatch, []
+
+    def look(*args: Any) -> Any:
+        model, fast = args[0], args[-1]
+        attacked, labels_B = attack(*args)
+        answers.append(model.eval()(attacked).detach())
+        torch.testing.assert_close(fast(attacked).detach(), answers[-1], rtol=1e-3, atol=1e-4)
+        return attacked, labels_B
+
+    monkeypatch.setattr(s3ta.training, "attack_microbatch", look)
+    train(train_job(str(tmp_path), epochs=1))
+    assert len(answers) == EPOCH_STEPS * 6
+    assert (answers[-1] - answers[0]).abs().max() > 0.1, "the weights moved"
 
 
 class Second(Joined):

@@ -25,7 +25,7 @@ def model(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def add(sums: StepSums, index: int, gradient: Tensor, loss: float = 0.5) -> None:
-    sums.add(index, [gradient], torch.tensor(loss, dtype=gradient.dtype), torch.tensor(1))
+    sums.add(index, [gradient], [], torch.tensor(loss, dtype=gradient.dtype), torch.tensor(1))
 
 
 def summed(
@@ -128,10 +128,11 @@ def test_wishes_and_marks_travel_with_the_sum() -> None:
     one, other = (StepSums(model(), settings(2)) for _ in range(2))
     add(one, 0, torch.ones(NUMBERS), loss=1.0)
     add(other, 1, torch.ones(NUMBERS), loss=2.0)
-    other.wish()
+    for sums, kind in ((one, 1), (other, 0), (other, 1)):
+        sums.wish(kind)
     one.mark(1)
     one.flat += other.flat
-    assert one.report() == StepReport(1.5, 1.0, not_finite=(1,), wishes=1)
+    assert one.report() == StepReport(1.5, 1.0, not_finite=(1,), wishes=(1, 2))
     one.reset()
     assert one.report() == StepReport(0.0, 0.0)
 
