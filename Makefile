@@ -12,7 +12,7 @@ BENCH := .venv-bench/bin
 BENCH_ARGS ?=
 
 .PHONY: quickstart test test-sweeps test-faults test-full-size check ui clean
-.PHONY: bench-attack bench-fanout bench-models bench-data
+.PHONY: bench-attack bench-fanout bench-models bench-train bench-data
 
 quickstart: .venv/run.done
 	$(BIN)/s3ta run experiments/quickstart.yaml
@@ -51,6 +51,10 @@ bench-fanout: .venv/dev.done
 # Forward pass, PGD step and update of each small model.
 bench-models: .venv/dev.done
 	$(BIN)/python tests/benchmarks/bench_models.py $(BENCH_ARGS)
+
+# A training step beside its parts, beside a plain loop, and with a second worker.
+bench-train: .venv/dev.done
+	$(BIN)/python tests/benchmarks/bench_train.py $(BENCH_ARGS)
 
 # Reading, cropping and colouring photos beside bare decoding; the photos come with foolbox.
 bench-data: .venv-bench/done

@@ -13,7 +13,7 @@ from typing import Any
 from s3ta.settings import ModelSettings, TrainSettings
 from s3ta_platform.schema import DataSettings
 
-RESULT_VERSION = 3
+RESULT_VERSION = 4
 """Raise it whenever the code gives other numbers for the same settings."""
 
 
