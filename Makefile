@@ -18,7 +18,7 @@ quickstart: .venv/run.done
 	$(BIN)/s3ta run experiments/quickstart.yaml
 
 test: .venv/dev.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
 
 test-sweeps: .venv/dev.done
 	$(BIN)/python -m pytest -m sweeps

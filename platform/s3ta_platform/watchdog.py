@@ -71,6 +71,8 @@ class Watch:
         self.heard_at = time.monotonic()
         """When the store last answered."""
         self.told_at = 0.0
+        self.ending = threading.Lock()
+        """Held while others are ended."""
         self.stop = threading.Event()
         if store is not None:
             self._talk()
@@ -93,6 +95,11 @@ class Watch:
         self.waits_since = time.monotonic()
         try:
             yield
+        except BaseException:
+            # Perhaps another was ended just now: what it was doing is said before this one ends.
+            if self.ending.acquire(timeout=ENDED_WITHIN_S):
+                self.ending.release()
+            raise
         finally:
             self.waits_since = None
             pulse.beat()
@@ -153,9 +160,10 @@ class Watch:
         )
         faulthandler.dump_traceback(file=STDERR)
         faulthandler.dump_traceback_later(self.hang_s + ENDED_WITHIN_S, exit=True, file=STDERR)
-        for rank, peer in silent.items():
-            if peer.process is not None:
-                log.error("rank %d: %s", rank, self.end(peer.process))
+        with self.ending:
+            for rank, peer in silent.items():
+                if peer.process is not None:
+                    log.error("rank %d: %s", rank, self.end(peer.process))
         since = self.waits_since
         if self.stop.wait(GRACE_S) or self.waits_since != since:
             return  # the sum has failed, as it should

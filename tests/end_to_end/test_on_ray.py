@@ -106,6 +106,7 @@ def test_killed_on_ray_and_started_again_it_ends_with_the_inline_rows(tmp_path: 
     assert len(rows(plain)) == 2 * (3 + 1)
 
 
+@pytest.mark.slow
 def test_more_workers_than_cpus_are_refused_before_anything_starts(tmp_path: Path) -> None:
     process = start(tmp_path, "cluster.cpus=1", "cluster.train_workers=2")
     output, _ = process.communicate(timeout=60)

@@ -81,7 +81,6 @@ def test_every_listening_socket_is_on_loopback(cluster: Cluster) -> None:
     assert found <= LOOPBACK
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.use_:DeprecationWarning")
 def test_training_workers_add_up_on_loopback_and_need_no_more_actors(
     cluster: Cluster, tmp_path: Path
@@ -172,6 +171,8 @@ JOIN = """
 import ray, sys
 from s3ta_platform.cluster import local_cluster
 from s3ta_platform.leftovers import alive
+
+pytestmark = pytest.mark.slow
 
 class Mailbox:
     def answer(self):

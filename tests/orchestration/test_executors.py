@@ -32,6 +32,8 @@ from s3ta_platform.executors import (
 )
 from s3ta_platform.tickets import backoff_s, may_retry, postpone_s, shown
 
+pytestmark = pytest.mark.slow
+
 Executor = Callable[..., Iterator[tuple[Any, Any]]]
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]

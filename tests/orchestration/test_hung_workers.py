@@ -239,6 +239,8 @@ import signal, sys, threading
 from s3ta_platform.seats import Heard, Seat
 from s3ta_platform.stacks import listen
 
+pytestmark = pytest.mark.slow
+
 def parked(p):
     print(p.pid, p.born, p.stacks_fd, flush=True)
     threading.Event().wait()
