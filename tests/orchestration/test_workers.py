@@ -22,12 +22,14 @@ from s3ta_platform.trials import checkpoint_prefix, checkpoint_steps, read_histo
 from s3ta_platform.wishes import Wish
 
 HERE = Path(__file__).parent
+SHORT = 2 * EPOCH_STEPS
+"""Steps of a training of two epochs."""
 
 
-def weights(root: Path) -> dict[str, torch.Tensor]:
+def weights(root: Path, end: int = STEPS) -> dict[str, torch.Tensor]:
     storage, prefix = open_storage(str(root)), checkpoint_prefix(KEY)
     step = checkpoints.latest(storage, prefix)
-    assert step == STEPS
+    assert step == end
     saved = checkpoints.load(storage, prefix, step)
     return {f"{group}/{name}": t for group, ts in saved.tensors.items() for name, t in ts.items()}
 
@@ -110,16 +112,24 @@ def test_the_claim_covers_fifty_adversarial_steps_that_learn(alone: Path) -> Non
     assert history[-1]["loss"] < history[0]["loss"] - 0.1
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed training of two epochs, in this process."""
+    root = tmp_path_factory.mktemp("short")
+    train(train_job(str(root), epochs=2))
+    return root
+
+
 class KilledError(Exception):
     """Stands for the end of a process in the middle of a step."""
 
 
-@pytest.mark.parametrize(("after", "every"), [(1, None), (13, None), (30, None), (24, 5), (40, 3)])
+@pytest.mark.parametrize(("after", "every"), [(1, None), (13, None), (17, None), (9, 5), (20, 3)])
 def test_training_killed_after_any_step_ends_in_the_same_weights_and_curve(
-    after: int, every: int | None, alone: Path, tmp_path: Path
+    after: int, every: int | None, short: Path, tmp_path: Path
 ) -> None:
     executed: list[int] = []
-    job = train_job(str(tmp_path), cluster=ClusterSettings(checkpoint_steps=every))
+    job = train_job(str(tmp_path), epochs=2, cluster=ClusterSettings(checkpoint_steps=every))
 
     def note(event: Event) -> None:
         executed.append(event.done // 48)
@@ -132,24 +142,24 @@ def test_training_killed_after_any_step_ends_in_the_same_weights_and_curve(
     with pytest.raises(KilledError):
         train(job, emit=die)
     train(job, emit=note)
-    assert_bit_equal(weights(alone), weights(tmp_path))
-    assert curve(tmp_path) == curve(alone)
+    assert_bit_equal(weights(short, SHORT), weights(tmp_path, SHORT))
+    assert curve(tmp_path) == curve(short)
     saved = max(after // EPOCH_STEPS * EPOCH_STEPS, after // every * every if every else 0)
     assert executed[after] == saved + 1, "nothing before the last checkpoint is done twice"
-    assert executed[-1] == STEPS
+    assert executed[-1] == SHORT
 
 
 def test_told_to_leave_at_every_step_it_ends_in_the_same_weights_and_curve(
-    alone: Path, tmp_path: Path
+    short: Path, tmp_path: Path
 ) -> None:
-    """52 starts of training, each of which does one step."""
-    job = train_job(str(tmp_path))
-    for step in range(1, STEPS):
+    """26 starts of training, each of which does one step."""
+    job = train_job(str(tmp_path), epochs=2)
+    for step in range(1, SHORT):
         with pytest.raises(ToldToLeaveError, match=f"left at step {step}, which is saved"):
             train(job, wish=lambda: Wish.LEAVE)
     train(job, wish=lambda: Wish.LEAVE)
-    assert_bit_equal(weights(alone), weights(tmp_path))
-    assert curve(tmp_path) == curve(alone)
+    assert_bit_equal(weights(short, SHORT), weights(tmp_path, SHORT))
+    assert curve(tmp_path) == curve(short)
 
 
 def test_a_wish_to_save_is_done_after_that_step_and_training_goes_on(tmp_path: Path) -> None:
