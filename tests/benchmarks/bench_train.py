@@ -14,6 +14,7 @@ beforehand.
 
 import argparse
 import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -33,7 +34,7 @@ from s3ta.draws import Key, Purpose
 from s3ta.fastcopy import FastCopy
 from s3ta.model import build
 from s3ta.schedules import learning_rate
-from s3ta.settings import ModelSettings, TrainSettings
+from s3ta.settings import ModelSettings, Sums, TrainSettings
 from s3ta.sums import StepSums
 from s3ta.training import Moment, add_microbatch, optimizer
 from s3ta.trajectory import training_trajectory
@@ -45,6 +46,8 @@ WORKER = Path(__file__).with_name("train_worker.py")
 SHAPE, CLASSES = (1, 28, 28), 10
 STEPS = 2
 """Of each candidate in a round."""
+BATCH = 256
+"""Of the drift: eight microbatches, as the workers have."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +254,36 @@ def _timed(world: int, steps: int) -> float:
     return sum(seconds) / steps
 
 
+def _drift(model: ModelSettings, settings: TrainSettings, steps: int) -> None:
+    """How far one and two workers are apart where sums are fast, not exact."""
+    s = dataclasses.replace(settings, batch=BATCH, sums=Sums.fast)
+    ends, losses = [], []
+    for workers in (1, 2):
+        ours = Ours(model, s)
+        for number in range(steps):
+            parts = [_step(s, s.microbatches * number + m).batch for m in range(s.microbatches)]
+            ours.fast.refresh()
+            total = torch.zeros_like(ours.sums.flat)
+            for rank in range(workers):
+                ours.sums.reset()
+                for m in range(rank, s.microbatches, workers):
+                    moment = Moment(0, number)
+                    add_microbatch(
+                        ours.model, ours.sums, parts[m], s, moment, m, CLASSES, fast=ours.fast
+                    )
+                total += ours.sums.flat
+            ours.sums.flat.copy_(total)
+            losses.append(ours.sums.apply().loss)
+            for group in ours.sgd.param_groups:
+                group["lr"] = learning_rate(s, number / 1000)
+            ours.sgd.step()
+        ends.append(torch.cat([p.detach().flatten() for p in ours.model.parameters()]))
+    apart = ((ends[0] - ends[1]).norm() / ends[0].norm()).item()
+    print(f"Fast sums, {steps} steps of {BATCH} images, one worker and two:")
+    print(f"  weights are {apart:.1e} of their length apart, losses {losses[steps - 1]:.6f} and")
+    print(f"  {losses[-1]:.6f}; exact sums: 0 and the same")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, default=15)
@@ -263,6 +296,7 @@ def main() -> int:
         e = trial.experiment
         name = f"{e.model.name}, PGD-{e.train.attack.steps}"
         _one_worker(name, copy.deepcopy(e.model), e.train, rounds, bounds)
+    _drift(compose(FILE, []).trials[-1].experiment.model, e.train, 2 if options.quick else 25)
     _workers(2 if options.quick else 7, 4 if options.quick else 12, bounds)
     print(f"{bounds.missed} bounds missed" if bounds.missed else "all bounds are kept")
     return 1 if bounds.missed else 0
