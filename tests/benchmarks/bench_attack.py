@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 import torchattacks  # type: ignore[import-not-found]
 from rounds import interval, rotated, seconds_now
+from small_models import small
 from torch import Tensor, nn
 
 from s3ta.attacks import PGD
@@ -34,14 +35,11 @@ from s3ta.model import PlainResNet, build, parameters
 from s3ta.objective import margin
 from s3ta.settings import (
     AttackSettings,
-    AttentionSettings,
-    Block,
     Dtype,
     EngineSettings,
     Goal,
     ModelSettings,
     Start,
-    VisionSettings,
 )
 from s3ta.statistics import wilson
 from s3ta.trajectory import Trajectory, trajectories
@@ -67,30 +65,6 @@ def _tiles(x: Tensor) -> Sequence[Tensor]:
 
 
 # What is attacked.
-
-
-def _settings(attention: bool) -> ModelSettings:
-    vision = VisionSettings(
-        block=Block.basic,
-        depths=[1, 1, 1],
-        widths=[32, 64, 64],
-        strides=[1, 2, 1],
-        stem_channels=32,
-        stem_kernel=3,
-        stem_stride=1,
-        stem_pool=False,
-    )
-    if not attention:
-        return ModelSettings(vision=vision)
-    controller = AttentionSettings(
-        heads=4,
-        key_channels=16,
-        basis_frequencies=4,
-        state=128,
-        query_hidden=128,
-        readout_hidden=128,
-    )
-    return ModelSettings(vision=vision, attention=controller, unroll=4)
 
 
 @torch.no_grad()
@@ -323,7 +297,7 @@ def _same(model: nn.Module, measured: Measured, a: str, b: str) -> tuple[int, in
 
 def _readings(rounds: int, steps: int, bounds: Bounds) -> None:
     """Readings at 10, 100, 250 and 1000 (or a part of each) against one at the end."""
-    size, settings = 8, _settings(attention=False)
+    size, settings = 8, small(attention=False)
     model = _model(settings, size)
     engine = make_engine(model, EngineSettings(), (3, size, size), TILE)
     images = torch.rand(TILE, 3, size, size, generator=torch.Generator().manual_seed(3))
@@ -364,7 +338,7 @@ def main() -> int:
     if rounds < 6:
         print("Fewer than 6 rounds have no 95 % interval: the range stands in its place.")
     for attention in (True, False):
-        settings = _settings(attention)
+        settings = small(attention)
         model = _model(settings, size)
         print(
             f"{settings.name}, {parameters(model):,} parameters at 3x{size}x{size}, batch and "

@@ -28,6 +28,7 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
+from rounds import interval, rotated
 
 from s3ta.augmentation import draw_distortion
 from s3ta.model import build
@@ -128,7 +129,7 @@ class Bounds:
             run(0)
         names = list(candidates)
         for at in range(rounds):
-            for name in names[at % len(names) :] + names[: at % len(names)]:
+            for name in rotated(names, at):
                 start = time.process_time()
                 candidates[name](at + 1)
                 self.seconds[name].append(time.process_time() - start)
@@ -136,7 +137,7 @@ class Bounds:
     def ratio(
         self, what: str, ratios: Sequence[float], least: float = 0.0, most: float = math.inf
     ) -> None:
-        middle, low, high = _interval(ratios)
+        middle, low, high = interval(ratios)
         missed, bounded = high < least or low > most, least > 0 or most < math.inf
         self.missed += missed
         bound = f", at least {least:g}" if least else f", at most {most:g}" if bounded else ""
@@ -151,14 +152,6 @@ class Bounds:
     def show(self, photos: int) -> None:
         for name, seconds in self.seconds.items():
             print(f"  {name:12}{statistics.median(seconds) / photos * 1e3:8.2f} ms a photo")
-
-
-def _interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and its 95 % interval by the sign test (below 6 rounds: the range)."""
-    n, ordered = len(ratios), sorted(ratios)
-    tails = [2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n for k in range(n)]
-    cut = max((k for k in range(n) if tails[k] <= 0.05), default=0)
-    return statistics.median(ratios), ordered[cut], ordered[n - 1 - cut]
 
 
 def _decoding(folder: str, photos: Sequence[bytes], rounds: int, bounds: Bounds) -> None:

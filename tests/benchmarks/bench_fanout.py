@@ -25,16 +25,9 @@ import psutil
 import ray
 from PIL import Image
 from rich.console import Console
+from small_models import small
 
-from s3ta.settings import (
-    AttackSettings,
-    AttentionSettings,
-    Block,
-    ModelSettings,
-    TrainAttackSettings,
-    TrainSettings,
-    VisionSettings,
-)
+from s3ta.settings import AttackSettings, TrainAttackSettings, TrainSettings
 from s3ta_platform.cluster import local_cluster
 from s3ta_platform.data import read_manifest, write_parquet
 from s3ta_platform.evaluate import evaluate
@@ -51,29 +44,7 @@ SIDE = 8
 STEPS = 100
 TILE = 32
 
-MODEL = ModelSettings(
-    vision=VisionSettings(
-        block=Block.basic,
-        depths=[1, 1, 1],
-        widths=[32, 64, 64],
-        strides=[1, 2, 1],
-        stem_channels=32,
-        stem_kernel=3,
-        stem_stride=2,
-        stem_pool=False,
-    ),
-    attention=AttentionSettings(
-        heads=4,
-        key_channels=16,
-        basis_frequencies=4,
-        state=128,
-        query_hidden=128,
-        readout_hidden=128,
-    ),
-    unroll=4,
-    mean=[0.286],
-    std=[0.353],
-)
+MODEL = small(attention=True, stem_stride=2, mean=[0.286], std=[0.353])
 """The quickstart's S3TA-4."""
 
 console = Console(highlight=False)

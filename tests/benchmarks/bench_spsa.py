@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import torch
 from rounds import interval, seconds_now
+from small_models import small
 
 from s3ta.attacks import PGD, Losses
 from s3ta.draws import Key, Purpose
@@ -21,13 +22,9 @@ from s3ta.engine import Engine, make_engine
 from s3ta.model import build
 from s3ta.settings import (
     AttackSettings,
-    AttentionSettings,
-    Block,
     EngineSettings,
     Goal,
     Gradient,
-    ModelSettings,
-    VisionSettings,
 )
 from s3ta.spsa import CHUNK, look_around
 from s3ta.trajectory import trajectories
@@ -39,27 +36,8 @@ MEMORY_SLACK_MB = 16
 """Of the allocator, between two processes that do the same."""
 
 
-def _settings(attention: bool) -> ModelSettings:
-    vision = VisionSettings(
-        block=Block.basic,
-        depths=[1, 1, 1],
-        widths=[32, 64, 64],
-        strides=[1, 2, 1],
-        stem_channels=32,
-        stem_kernel=3,
-        stem_stride=2,
-        stem_pool=False,
-    )
-    controller = AttentionSettings(
-        key_channels=16, basis_frequencies=4, state=128, query_hidden=128, readout_hidden=128
-    )
-    if attention:
-        return ModelSettings(vision=vision, attention=controller, unroll=4)
-    return ModelSettings(vision=vision)
-
-
 def _ready(attention: bool) -> tuple[Engine, torch.Tensor, Losses]:
-    model = build(_settings(attention), CLASSES, seed=0)
+    model = build(small(attention, stem_stride=2), CLASSES, seed=0)
     engine = make_engine(model, EngineSettings(), (3, SIZE, SIZE), 2 * CHUNK)
     images = torch.rand(IMAGES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     images = images.to(memory_format=engine.memory)
@@ -120,15 +98,16 @@ def main() -> int:
     for attention in (True, False):
         middle, low, high = interval(_speed(attention, pairs, rounds))
         missed += high < LEAST
+        name = small(attention, stem_stride=2).name
         print(
-            f"{'MISSED' if high < LEAST else 'ok    '}  {_settings(attention).name}: SPSA's speed "
+            f"{'MISSED' if high < LEAST else 'ok    '}  {name}: SPSA's speed "
             f"over bare forward passes {middle:.3f} [{low:.3f}, {high:.3f}], at least {LEAST}"
         )
-    small, large = _peak_mb(SMALL), _peak_mb(LARGE)
-    missed += large > small + MEMORY_SLACK_MB
+    little, much = _peak_mb(SMALL), _peak_mb(LARGE)
+    missed += much > little + MEMORY_SLACK_MB
     print(
-        f"{'MISSED' if large > small + MEMORY_SLACK_MB else 'ok    '}  peak memory with "
-        f"batches of {2 * SMALL} and {2 * LARGE}: {small:.0f} and {large:.0f} MB, the same"
+        f"{'MISSED' if much > little + MEMORY_SLACK_MB else 'ok    '}  peak memory with "
+        f"batches of {2 * SMALL} and {2 * LARGE}: {little:.0f} and {much:.0f} MB, the same"
     )
     print(f"{missed} bounds missed")
     return 1 if missed else 0
