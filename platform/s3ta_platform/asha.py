@@ -16,9 +16,10 @@ from s3ta_platform.collect import collect_trial
 from s3ta_platform.legs import rungs_of
 from s3ta_platform.measures import accuracies
 from s3ta_platform.plan import TrialPlan
-from s3ta_platform.rungs import rung_plan
+from s3ta_platform.rungs import needs_attack, rung_plan
 from s3ta_platform.schema import AshaSettings, Best
 from s3ta_platform.storage import Storage
+from s3ta_platform.tracking_memory import Point
 from s3ta_platform.trials import Stopped, read_history, stopped_name
 
 log = logging.getLogger("ray.s3ta")
@@ -59,7 +60,7 @@ class Asha:
 
     def recall(self, plans: Iterable[TrialPlan]) -> None:
         """Enter what earlier runs have stored, of finished and stopped trials too."""
-        for plan in plans:
+        for plan in (p for p in plans if p.ready is None):
             for rung in rungs_of(self.settings, plan.experiment.train.epochs):
                 if (value := rung_value(self.storage, plan, rung)) is not None:
                     self.values.setdefault(rung, {})[plan.key] = value
@@ -97,13 +98,30 @@ class Asha:
 
 def rung_value(storage: Storage, plan: TrialPlan, rung: int) -> float | None:
     """What a trial had reached at a rung; None if it was not there, or not attacked there."""
-    asha = plan.experiment.sweep.asha
+    asha = plan.experiment.sweep.halving
     assert asha is not None
     group, _, name = asha.metric.partition("/")
     if group == "train":
         return _of_epoch(read_history(storage, plan.key), name, rung, plan.epoch_steps)
     result = collect_trial(storage, rung_plan(plan, rung), None)
     return None if result is None else accuracies(result)[1].get(asha.metric)
+
+
+def rung_points(storage: Storage, plan: TrialPlan) -> list[Point]:
+    """Robust accuracy at the rungs, over training's steps; what training tells is a series anyway.
+
+    Its time is that of the checkpoint.
+    """
+    asha = plan.experiment.sweep.halving
+    if asha is None or not needs_attack(asha) or plan.ready is not None:
+        return []
+    times = {int(point["step"]): point["time"] for point in read_history(storage, plan.key)}
+    points = []
+    for rung in rungs_of(asha, plan.experiment.train.epochs):
+        value, step = rung_value(storage, plan, rung), rung * plan.epoch_steps
+        if value is not None and step in times:
+            points.append(Point(f"rung/{asha.metric}", value, step, int(times[step] * 1000)))
+    return points
 
 
 def _of_epoch(

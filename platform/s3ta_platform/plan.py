@@ -4,7 +4,7 @@ A run executes exactly its plan. Imports no torch unless a device other than the
 or a model of one's own, which has to be built to be known.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from s3ta.errors import UserError
@@ -19,7 +19,7 @@ from s3ta_platform.plan_data import (
     check_classes,
     training_steps,
 )
-from s3ta_platform.record import RESULT_VERSION, content_key, plain, trial_key
+from s3ta_platform.record import RESULT_VERSION, content_key, plain, trial_parts
 from s3ta_platform.schema import Experiment
 from s3ta_platform.shards import evaluation_ids, plan_portraits, plan_shards
 from s3ta_platform.storage import Storage, open_storage
@@ -55,6 +55,8 @@ class TrialPlan:
     """Side of the test images in pixels."""
     train_images: int
     """0 for a model of one's own."""
+    parts: dict[str, Any] = field(default_factory=dict)
+    """All that the key is a digest of."""
     ready: Trained | None = None
     """A model of one's own, which is not trained here."""
 
@@ -66,16 +68,16 @@ class TrialPlan:
     def legs(self) -> tuple[Leg, ...]:
         """Of the training; none for a model of one's own."""
         e = self.experiment
-        return () if self.ready else legs_of(e.train, e.cluster, e.sweep.asha)
+        return () if self.ready else legs_of(e.train, e.cluster, e.sweep.halving)
 
     @property
     def asha_key(self) -> str:
         """Names what successive halving decides by: a trial that it stops is stopped there only."""
-        return content_key(sweep=self.experiment.name, asha=self.experiment.sweep.asha)
+        return content_key(sweep=self.experiment.name, asha=self.experiment.sweep.halving)
 
     def stopped(self, storage: Storage) -> Stopped | None:
         """Whether successive halving has ended this trial before its last epoch."""
-        if self.experiment.sweep.asha is None or self.trained(storage) is not None:
+        if self.experiment.sweep.halving is None or self.trained(storage) is not None:
             return None
         return read_stopped(storage, self.key, self.asha_key)
 
@@ -233,6 +235,7 @@ def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
             cluster=e.cluster,
         ),
         steps=model.steps,
+        parts=model.parts,
         test_ids=evaluation_ids(data.images(e, e.data.test).ids_N, e.evaluate),
         test_digest=test.digest,
         device_class=device_class(device, e.cluster.threads),
@@ -251,6 +254,7 @@ class _Model:
     steps: int
     ready: Trained | None
     train_images: int
+    parts: dict[str, Any]
 
 
 def _plan_training(e: Experiment, data: ExperimentData) -> _Model:
@@ -265,7 +269,8 @@ def _plan_training(e: Experiment, data: ExperimentData) -> _Model:
     steps = training_steps(e, train)
     data.images(e, e.data.train)  # opened here, so that no worker finds them unusable
     images = e.data.train_images or train.images
-    return _Model(trial_key(e.model, e.train, e.data, train.digest), steps, None, images)
+    parts = trial_parts(e.model, e.train, e.data, train.digest)
+    return _Model(content_key(**parts), steps, None, images, parts)
 
 
 def _plan_own_model(e: Experiment, data: ExperimentData) -> _Model:
@@ -276,8 +281,9 @@ def _plan_own_model(e: Experiment, data: ExperimentData) -> _Model:
     check_attacked(e, test)
     shape_CHW = data.images(e, e.data.test).shape_CHW
     digest, parameters = describe(e.model, shape_CHW, len(test.class_names))
-    key = content_key(result_version=RESULT_VERSION, model=digest)
-    return _Model(key, 0, Trained(step=0, model_digest=digest, parameters=parameters), 0)
+    parts = {"result_version": RESULT_VERSION, "model": digest}
+    ready = Trained(step=0, model_digest=digest, parameters=parameters)
+    return _Model(content_key(**parts), 0, ready, 0, parts)
 
 
 def _check_tracking(e: Experiment) -> None:

@@ -7,6 +7,7 @@ compare view is then the paper's Figure 3, and attack success its Figure 5.
 from pathlib import Path
 
 from s3ta.settings import Objective, TrainSettings
+from s3ta_platform.asha import rung_points
 from s3ta_platform.collect import collect_trial
 from s3ta_platform.measures import accuracies
 from s3ta_platform.plan import Plan, TrialPlan
@@ -14,7 +15,7 @@ from s3ta_platform.record import content_key, plain
 from s3ta_platform.tracking import Point, RunId, Status, Tracker
 from s3ta_platform.trials import checkpoint_references, read_history
 
-TRAINING_SERIES = ("loss", "adversarial_top1", "learning_rate")
+TRAINING_SERIES = ("loss", "adversarial_top1", "learning_rate", "stage")
 
 
 class Publisher:
@@ -36,7 +37,7 @@ class Publisher:
             trial.key,
             parent=self.sweep,
             name=trial.name,
-            tags={"sweep": self.plan.experiment.name, **_tags(trial)},
+            tags={"sweep": self.plan.experiment.name, **_tags(trial), **self._ending(trial)},
             params=_params(trial),
         )
 
@@ -49,7 +50,9 @@ class Publisher:
             Point(f"train/{name}", point[name], int(point["step"]), int(point["time"] * 1000))
             for point in read_history(self.storage, trial.key)
             for name in TRAINING_SERIES
+            if name in point
         ]
+        points += rung_points(self.storage, trial)
         self.tracker.log_series(self.run_ids[trial.key], points)
         if references := checkpoint_references(self.storage, trial.key):
             self.tracker.log_dict(self.run_ids[trial.key], references, "checkpoints.json")
@@ -62,8 +65,17 @@ class Publisher:
             self.tracker.log_series(self.run_ids[trial.key], points)
             self.tracker.log_table_scalars(self.run_ids[trial.key], scalars)
 
+    def _ending(self, trial: TrialPlan) -> dict[str, str]:
+        """A tag that says of a trial whether successive halving has stopped it."""
+        if trial.experiment.sweep.halving is None:
+            return {}
+        stopped = trial.stopped(self.storage)
+        return {"stopped_early": stopped.words if stopped else "no"}
+
     def finish_trial(self, trial: TrialPlan, *, failed: bool) -> None:
-        """Everything there is, and the true status."""
+        """Everything there is, and the true status: a trial that was stopped early is finished."""
+        if trial.stopped(self.storage) is not None:
+            self.start_trial(trial)  # brings its tags up to date
         self.training(trial)
         if not failed:
             self.evaluation(trial)

@@ -16,6 +16,7 @@ from s3ta_platform.collect import collect
 from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.legs import Leg
 from s3ta_platform.live import Display, only_ours
+from s3ta_platform.novelty import write_parts
 from s3ta_platform.packing import Node, require_room
 from s3ta_platform.places import command, log_file, report_folder, tracking_address
 from s3ta_platform.plan import Plan, TrialPlan, check_checkpoints, trial_state
@@ -44,6 +45,8 @@ def run(plan: Plan) -> int:
         started = time.monotonic()
         todo = [t for t in plan.trials if not trial_state(plan.storage, t).over]
         _say_what_comes(console, plan, todo)
+        for trial in todo:
+            write_parts(plan.storage, trial)
         publisher = _open_publisher(plan, tracker, todo)
         try:
             failed = _run_missing(plan, todo, publisher, console, log) if todo else {}
@@ -169,7 +172,7 @@ def _runner(plan: Plan, console: Console, log: Path) -> RunTrials:
 
 def _asha(plan: Plan) -> Asha | None:
     """Successive halving, if it is asked for, with all that earlier runs have found."""
-    settings = plan.experiment.sweep.asha
+    settings = plan.experiment.sweep.halving
     if settings is None:
         return None
     asha = Asha(settings, plan.storage)
@@ -216,8 +219,15 @@ def _say_results(
 ) -> None:
     console.print()
     console.print(terminal_table(result))
+    for name, why in result.stopped.items():
+        console.print(f"{name} {why}", style="dim", markup=False, highlight=False)
+    keys = {trial.name: trial.key for trial in plan.trials}
     for name, error in result.failed.items():
         console.print(f"{name} failed: {error}", style="red", markup=False, highlight=False)
+        if seconds is not None:  # it was run just now
+            retry = f"retry {keys[name]} --results {shlex.quote(plan.experiment.results)}"
+            for words in (f"its log: {log}", f"to retry it: {command(retry)}"):
+                console.print(f"  {words}", markup=False, highlight=False, soft_wrap=True)
     width = max(map(len, result.places))
     for label, place in result.places.items():
         console.print(f"{label:{width}}  {place}", markup=False, highlight=False, soft_wrap=True)
@@ -226,7 +236,5 @@ def _say_results(
             f"[yellow]{len(publisher.tracker.missing)} things could not be written to MLflow[/] "
             f"(first: {publisher.tracker.missing[0]}); running the same command again adds them."
         )
-    if result.failed:
-        console.print(f"What Ray and the libraries said: {log}", markup=False, highlight=False)
     if seconds is not None:
         console.print(f"done in {seconds / 60:.1f} minutes", style="dim")

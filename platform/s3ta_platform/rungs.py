@@ -22,13 +22,13 @@ def rung_name(key: str, rung: int) -> str:
 def rung_plan(plan: TrialPlan, rung: int) -> TrialPlan:
     """The model half-way as a trial of its own, to be attacked just enough to know the metric."""
     e = plan.experiment
-    assert e.sweep.asha is not None
-    settings = rung_evaluation(e.evaluate, e.sweep.asha)
+    assert e.sweep.halving is not None
+    settings = rung_evaluation(e.evaluate, e.sweep.halving)
     return replace(
         plan,
         key=rung_name(plan.key, rung),
         name=f"{plan.name} after {rung} of {e.train.epochs} epochs",
-        experiment=replace(e, evaluate=settings, sweep=replace(e.sweep, asha=None)),
+        experiment=replace(e, evaluate=settings, sweep=replace(e.sweep, asha=AshaSettings())),
         test_ids=plan.test_ids[: settings.images],
     )
 

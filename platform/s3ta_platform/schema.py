@@ -148,10 +148,10 @@ class AshaSettings:
     A trial goes on if it is among the best 1 / `reduction_factor` of those that were there before.
     """
 
-    metric: str = "train/adversarial_top1"
-    """As it is called in MLflow: `train/loss` or `train/adversarial_top1`, the mean of the epoch
-    that ends there, or robust accuracy, such as `eval/pgd_targeted_eps16/top1_at_100`: the model is
-    then attacked at each rung."""
+    metric: str = ""
+    """Empty: every trial runs to its end. Else as MLflow has it: `train/loss` or
+    `train/adversarial_top1`, the mean of the epoch that ends there; or robust accuracy, such as
+    `eval/pgd_targeted_eps16/top1_at_100`: then the model is attacked at each rung."""
     best: Best = Best.max
     grace_epochs: int = 1
     """The first rung; no trial ends before."""
@@ -178,8 +178,7 @@ class SweepSettings:
 
     grid: dict[str, list[Any]] = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
-    asha: AshaSettings | None = None
-    """End the worse trials early; by default none."""
+    asha: AshaSettings = field(default_factory=AshaSettings)
 
     def __post_init__(self) -> None:
         require(
@@ -190,6 +189,11 @@ class SweepSettings:
         )
         for key, values in self.grid.items():
             require(bool(values), f"sweep.grid.{key}", values, "a list of at least one value")
+
+    @property
+    def halving(self) -> AshaSettings | None:
+        """Successive halving, if it is asked for."""
+        return self.asha if self.asha.metric else None
 
 
 @dataclass(kw_only=True)
@@ -312,7 +316,7 @@ class Experiment:
             "(it names a folder)",
         )
         self._check_workers()
-        if self.sweep.asha is not None:
+        if self.sweep.halving is not None:
             known = asha_metrics(self.evaluate)
             require(
                 self.sweep.asha.metric in known,

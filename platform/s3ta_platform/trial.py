@@ -87,7 +87,7 @@ def to_do(plan: TrialPlan, storage: Storage) -> tuple[Leg, ...]:
 def run_leg(plan: TrialPlan, leg: Leg, backend: Backend, emit: Emit) -> None:
     """Train to the end of a leg; the model of a rung is attacked, if halving goes by that."""
     storage = open_storage(plan.train.root)
-    attacked = leg.rung and needs_attack(plan.experiment.sweep.asha)
+    attacked = leg.rung and needs_attack(plan.experiment.sweep.halving)
     record = rung_name(plan.key, leg.until) if attacked else ""
     step = max(checkpoint_steps(storage, plan.key), default=0)
     recorded = not record or read_trained(storage, record) is not None
