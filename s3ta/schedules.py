@@ -26,12 +26,16 @@ class Stage:
     attack: TrainAttackSettings
 
 
+def stage_index(settings: TrainSettings, epoch: int) -> int:
+    """Which of the curriculum's stages an epoch belongs to, from 0: the last one that has begun."""
+    return max(0, sum(stage.from_epoch <= epoch for stage in settings.curriculum) - 1)
+
+
 def stage_at(settings: TrainSettings, epoch: int) -> Stage:
-    """The curriculum's stage of an epoch: the last one that has begun."""
-    begun = [stage for stage in settings.curriculum if stage.from_epoch <= epoch]
-    if not begun:
+    """The curriculum's stage of an epoch."""
+    if not settings.curriculum:
         return Stage(None, settings.attack)
-    stage, attack = begun[-1], settings.attack
+    stage, attack = settings.curriculum[stage_index(settings, epoch)], settings.attack
     if stage.attack_steps is not None:
         attack = replace(attack, steps=stage.attack_steps)
     if stage.epsilon_255 is not None:

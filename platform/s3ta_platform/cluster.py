@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 
 from s3ta.errors import UserError
 from s3ta_platform.leftovers import remove_leftovers
+from s3ta_platform.packing import Node
 
 log = logging.getLogger("ray.s3ta")  # below "ray", so that it ends up in the run's log file
 
@@ -65,11 +66,15 @@ LOCAL = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """A connection to Ray. `cpus` are logical; `logs` is the folder of Ray's own log files."""
+    """A connection to Ray. CPUs are logical; `logs` is the folder of Ray's own log files."""
 
     address: str
-    cpus: int
+    nodes: tuple[Node, ...]
     logs: Path
+
+    @property
+    def cpus(self) -> int:
+        return int(sum(node.cpus for node in self.nodes))
 
 
 @contextmanager
@@ -136,10 +141,11 @@ def _session(
             "`s3ta doctor` looks for the cause."
         ) from error
     logs = Path(context.address_info["session_dir"]) / "logs"
-    cpu_count = int(ray.cluster_resources().get("CPU", 0))
+    resources = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    nodes = tuple(Node(r.get("CPU", 0.0), r.get("GPU", 0.0)) for r in resources)
     with _relayed(relay):
         try:
-            yield Cluster(context.address_info["gcs_address"], cpu_count, logs)
+            yield Cluster(context.address_info["gcs_address"], nodes, logs)
         finally:
             try:
                 remove_leftovers()

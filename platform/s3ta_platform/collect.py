@@ -34,6 +34,7 @@ def collect(
         images=len(plan.trials[0].test_ids),
         trials=done,
         failed=dict(failed),
+        stopped={t.name: s.words for t in plan.trials if (s := t.stopped(storage)) is not None},
         places=dict(places),
     )
 

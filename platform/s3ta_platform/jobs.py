@@ -31,6 +31,12 @@ class TrainJob:
     device: str
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     """How often to save, how long to wait: nothing that changes the result."""
+    until_epoch: int | None = None
+    """Train to the end of that many epochs, and no further; None: to the end of training."""
+    workers: int | None = None
+    """On Ray; None: `cluster.train_workers`."""
+    record: str = ""
+    """Put the model on record under this trial's name, if `until_epoch` is not the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,8 @@ class EvaluateJob:
     model: ModelSettings
     model_digest: str
     checkpoint_step: int
+    checkpoints_of: str = ""
+    """The trial that it is a checkpoint of, if that is another one."""
     data: DataSettings
     test_digest: str
     """Names the content of the test files."""

@@ -19,14 +19,15 @@ def load_model(job: EvaluateJob, storage: Storage) -> nn.Module:
 
 
 def _trained(job: EvaluateJob, storage: Storage) -> nn.Module:
-    saved = checkpoints.load(storage, checkpoint_prefix(job.trial), job.checkpoint_step)
+    trained_as = job.checkpoints_of or job.trial
+    saved = checkpoints.load(storage, checkpoint_prefix(trained_as), job.checkpoint_step)
     model = build(job.model, job.classes, seed=0)
     checkpoints.load_into(model, saved.tensors["model"])
     found = deployed_digest(job.model, model)
     if found != job.model_digest:
         raise UserError(
-            f"The last checkpoint of trial {job.trial} has the digest {found}, its record says "
-            f"{job.model_digest}: one of them was changed. Delete {trial_folder(job.trial)} below "
+            f"The last checkpoint of trial {trained_as} has the digest {found}, its record says "
+            f"{job.model_digest}: one of them was changed. Delete {trial_folder(trained_as)} below "
             f"{job.root} and run again: the model is trained anew."
         )
     return model

@@ -4,13 +4,14 @@ A run executes exactly its plan. Imports no torch unless a device other than the
 or a model of one's own, which has to be built to be known.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from s3ta.errors import UserError
 from s3ta_platform.compose import Composed, Trial
 from s3ta_platform.devices import device_class, resolve_device
 from s3ta_platform.jobs import EvaluateJob, Ids, TrainJob
+from s3ta_platform.legs import Leg, legs_of
 from s3ta_platform.places import tracking_address
 from s3ta_platform.plan_data import (
     ExperimentData,
@@ -18,16 +19,18 @@ from s3ta_platform.plan_data import (
     check_classes,
     training_steps,
 )
-from s3ta_platform.record import RESULT_VERSION, content_key, plain, trial_key
-from s3ta_platform.schema import ClusterSettings, Experiment
+from s3ta_platform.record import RESULT_VERSION, content_key, plain, trial_parts
+from s3ta_platform.schema import Experiment
 from s3ta_platform.shards import evaluation_ids, plan_portraits, plan_shards
 from s3ta_platform.storage import Storage, open_storage
 from s3ta_platform.stored_shards import enough_images
 from s3ta_platform.tracking_ui import absolute
 from s3ta_platform.trial_names import trial_names
 from s3ta_platform.trials import (
+    Stopped,
     Trained,
     checkpoint_steps,
+    read_stopped,
     read_trained,
     verify_checkpoint,
 )
@@ -52,8 +55,31 @@ class TrialPlan:
     """Side of the test images in pixels."""
     train_images: int
     """0 for a model of one's own."""
+    parts: dict[str, Any] = field(default_factory=dict)
+    """All that the key is a digest of."""
     ready: Trained | None = None
     """A model of one's own, which is not trained here."""
+
+    @property
+    def epoch_steps(self) -> int:
+        return self.steps // self.experiment.train.epochs
+
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """Of the training; none for a model of one's own."""
+        e = self.experiment
+        return () if self.ready else legs_of(e.train, e.cluster, e.sweep.halving)
+
+    @property
+    def asha_key(self) -> str:
+        """Names what successive halving decides by: a trial that it stops is stopped there only."""
+        return content_key(sweep=self.experiment.name, asha=self.experiment.sweep.halving)
+
+    def stopped(self, storage: Storage) -> Stopped | None:
+        """Whether successive halving has ended this trial before its last epoch."""
+        if self.experiment.sweep.halving is None or self.trained(storage) is not None:
+            return None
+        return read_stopped(storage, self.key, self.asha_key)
 
     def trained(self, storage: Storage) -> Trained | None:
         """The model to be attacked, or None as long as it is not trained."""
@@ -104,6 +130,13 @@ class TrialState:
     shards_done: int
     """0 as long as the model is not trained: the model's digest is part of a shard's key."""
     gallery_done: bool
+    stopped: Stopped | None = None
+    """By successive halving: nothing more is to be done."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing is left to do."""
+        return self.complete or self.stopped is not None
 
     @property
     def complete(self) -> bool:
@@ -138,16 +171,6 @@ def make_plan(composed: Composed) -> Plan:
     )
 
 
-def require_room(settings: ClusterSettings, cpus: int) -> None:
-    """UserError if one trial's training workers can never fit into so many CPUs."""
-    if settings.train_workers * settings.threads > cpus:
-        raise UserError(
-            f"cluster.train_workers is {settings.train_workers}, each with {settings.threads} "
-            f"thread(s), but the cluster has {cpus} CPU(s): a trial would wait for ever. "
-            "Lower cluster.train_workers or cluster.threads, or use a larger cluster."
-        )
-
-
 def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
     """What the storage holds of a trial."""
     trained = plan.trained(storage)
@@ -156,7 +179,12 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
     if trained is None:
         step = max(checkpoint_steps(storage, plan.key), default=0)
         return TrialState(
-            trained=None, step=step, shards=len(shards), shards_done=0, gallery_done=False
+            trained=None,
+            step=step,
+            shards=len(shards),
+            shards_done=0,
+            gallery_done=False,
+            stopped=plan.stopped(storage),
         )
     stored = set(storage.list("evaluations/"))
     enough = enough_images(job, storage, plan.test_ids, shards, stored)
@@ -175,7 +203,7 @@ def check_checkpoints(plan: Plan) -> None:
     """UserError if work still to be done would start from a damaged or foreign checkpoint."""
     for trial in plan.trials:
         state = trial_state(plan.storage, trial)
-        if state.step and not state.complete:
+        if state.step and not state.over:
             verify_checkpoint(plan.storage, trial.key, state.step)
 
 
@@ -207,6 +235,7 @@ def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
             cluster=e.cluster,
         ),
         steps=model.steps,
+        parts=model.parts,
         test_ids=evaluation_ids(data.images(e, e.data.test).ids_N, e.evaluate),
         test_digest=test.digest,
         device_class=device_class(device, e.cluster.threads),
@@ -225,6 +254,7 @@ class _Model:
     steps: int
     ready: Trained | None
     train_images: int
+    parts: dict[str, Any]
 
 
 def _plan_training(e: Experiment, data: ExperimentData) -> _Model:
@@ -239,7 +269,8 @@ def _plan_training(e: Experiment, data: ExperimentData) -> _Model:
     steps = training_steps(e, train)
     data.images(e, e.data.train)  # opened here, so that no worker finds them unusable
     images = e.data.train_images or train.images
-    return _Model(trial_key(e.model, e.train, e.data, train.digest), steps, None, images)
+    parts = trial_parts(e.model, e.train, e.data, train.digest)
+    return _Model(content_key(**parts), steps, None, images, parts)
 
 
 def _plan_own_model(e: Experiment, data: ExperimentData) -> _Model:
@@ -250,8 +281,9 @@ def _plan_own_model(e: Experiment, data: ExperimentData) -> _Model:
     check_attacked(e, test)
     shape_CHW = data.images(e, e.data.test).shape_CHW
     digest, parameters = describe(e.model, shape_CHW, len(test.class_names))
-    key = content_key(result_version=RESULT_VERSION, model=digest)
-    return _Model(key, 0, Trained(step=0, model_digest=digest, parameters=parameters), 0)
+    parts = {"result_version": RESULT_VERSION, "model": digest}
+    ready = Trained(step=0, model_digest=digest, parameters=parameters)
+    return _Model(content_key(**parts), 0, ready, 0, parts)
 
 
 def _check_tracking(e: Experiment) -> None:

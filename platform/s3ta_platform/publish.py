@@ -4,21 +4,18 @@ Robust accuracy is a series whose step is the number of attack steps: overlaying
 compare view is then the paper's Figure 3, and attack success its Figure 5.
 """
 
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from s3ta.settings import Objective, TrainSettings
+from s3ta_platform.asha import rung_points
 from s3ta_platform.collect import collect_trial
+from s3ta_platform.measures import accuracies
 from s3ta_platform.plan import Plan, TrialPlan
 from s3ta_platform.record import content_key, plain
-from s3ta_platform.remarks import agreement
-from s3ta_platform.results import TrialResult
-from s3ta_platform.summaries import summarise
 from s3ta_platform.tracking import Point, RunId, Status, Tracker
 from s3ta_platform.trials import checkpoint_references, read_history
 
-TRAINING_SERIES = ("loss", "adversarial_top1", "learning_rate")
+TRAINING_SERIES = ("loss", "adversarial_top1", "learning_rate", "stage")
 
 
 class Publisher:
@@ -40,7 +37,7 @@ class Publisher:
             trial.key,
             parent=self.sweep,
             name=trial.name,
-            tags={"sweep": self.plan.experiment.name, **_tags(trial)},
+            tags={"sweep": self.plan.experiment.name, **_tags(trial), **self._ending(trial)},
             params=_params(trial),
         )
 
@@ -53,7 +50,9 @@ class Publisher:
             Point(f"train/{name}", point[name], int(point["step"]), int(point["time"] * 1000))
             for point in read_history(self.storage, trial.key)
             for name in TRAINING_SERIES
+            if name in point
         ]
+        points += rung_points(self.storage, trial)
         self.tracker.log_series(self.run_ids[trial.key], points)
         if references := checkpoint_references(self.storage, trial.key):
             self.tracker.log_dict(self.run_ids[trial.key], references, "checkpoints.json")
@@ -62,12 +61,21 @@ class Publisher:
         """Accuracies, if every shard is there."""
         result = collect_trial(self.storage, trial, None)
         if result is not None:
-            points, scalars = _accuracies(result)
+            points, scalars = accuracies(result)
             self.tracker.log_series(self.run_ids[trial.key], points)
             self.tracker.log_table_scalars(self.run_ids[trial.key], scalars)
 
+    def _ending(self, trial: TrialPlan) -> dict[str, str]:
+        """A tag that says of a trial whether successive halving has stopped it."""
+        if trial.experiment.sweep.halving is None:
+            return {}
+        stopped = trial.stopped(self.storage)
+        return {"stopped_early": stopped.words if stopped else "no"}
+
     def finish_trial(self, trial: TrialPlan, *, failed: bool) -> None:
-        """Everything there is, and the true status."""
+        """Everything there is, and the true status: a trial that was stopped early is finished."""
+        if trial.stopped(self.storage) is not None:
+            self.start_trial(trial)  # brings its tags up to date
         self.training(trial)
         if not failed:
             self.evaluation(trial)
@@ -114,25 +122,3 @@ def _params(trial: TrialPlan) -> dict[str, object]:
         "learning_rate": e.train.learning_rate,
         "seed": e.train.seed,
     }
-
-
-def _accuracies(result: TrialResult) -> tuple[list[Point], Mapping[str, float]]:
-    summary, now = summarise(result), int(time.time() * 1000)
-    points, scalars = [], {"parameters": float(result.parameters)}
-    scalars["eval/nominal"] = summary.nominal.value
-    scalars["eval/images"] = float(summary.nominal.total)
-    scalars["eval/images_planned"] = float(result.planned)
-    if (agreed := agreement(result)) is not None:
-        scalars["eval/agreement"] = agreed
-    for reading in summary.readings:
-        for measure, share in (("top1", reading.top1), ("attack_success", reading.success)):
-            if not share.total:
-                continue
-            series = f"eval/{reading.attack}/{measure}"
-            points.append(Point(series, share.value, reading.steps, now))
-            scalars[f"{series}_at_{reading.steps}"] = share.value
-    for worst in summary.worst_cases:
-        for measure, share in (("top1", worst.top1), ("attack_success", worst.success)):
-            if share.total:
-                scalars[f"eval/{worst.attack}/{measure}"] = share.value
-    return points, scalars

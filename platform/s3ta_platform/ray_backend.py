@@ -46,16 +46,18 @@ class OnRay:
         long as there was progress since the last, and otherwise `cluster.attempts` times.
         """
         s, tried = self.settings, 0
+        workers = job.workers or s.train_workers
         for number in itertools.count():
             begun_at, tried = _saved(job), tried + 1
             try:
                 told = fit(
                     _train_worker,
                     {"job": job, "emit": emit},
-                    name=f"{job.key}-s{number}",
+                    # Unique: Ray gives the old result of a name that it has finished.
+                    name=f"{job.key}-epoch{job.until_epoch or 'last'}-{number}",
                     scratch=self.scratch,
-                    workers=s.train_workers,
-                    workers_min=s.train_workers_min,
+                    workers=workers,
+                    workers_min=min(s.train_workers_min or workers, workers),
                     resources=_resources(s),
                     max_failures=s.attempts - 1,
                 )

@@ -36,18 +36,21 @@ def content_key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def trial_key(
+def trial_parts(
     model: ModelSettings, train: TrainSettings, data: DataSettings, train_digest: str
-) -> str:
-    """The key of a trained model: `train_digest` names the content of the training files."""
-    return content_key(
-        result_version=RESULT_VERSION,
-        model=model,
-        train=train,
-        images={
+) -> dict[str, Any]:
+    """All that decides a trained model: its content key is the trial's.
+
+    train_digest: names the content of the training files.
+    """
+    return {
+        "result_version": RESULT_VERSION,
+        "model": model,
+        "train": train,
+        "images": {
             "digest": train_digest,
             "train_images": data.train_images,
             "subset_seed": data.subset_seed,
             "image_size": data.image_size,
         },
-    )
+    }

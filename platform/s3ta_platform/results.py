@@ -68,5 +68,7 @@ class SweepResult:
     trials: list[TrialResult]
     failed: dict[str, str] = field(default_factory=dict)
     """Trial name -> error, for trials that gave no result."""
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Trial name -> why successive halving has ended it early."""
     places: dict[str, str] = field(default_factory=dict)
     """Label -> path or command, shown at the end of the report ('where everything is')."""

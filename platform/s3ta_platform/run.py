@@ -5,20 +5,25 @@ import shlex
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from s3ta.errors import UserError
+from s3ta_platform.asha import Asha
 from s3ta_platform.collect import collect
 from s3ta_platform.events import Emit, Event, Phase
+from s3ta_platform.legs import Leg
 from s3ta_platform.live import Display, only_ours
+from s3ta_platform.novelty import write_parts
+from s3ta_platform.packing import Node, require_room
 from s3ta_platform.places import command, log_file, report_folder, tracking_address
-from s3ta_platform.plan import Plan, TrialPlan, check_checkpoints, require_room, trial_state
+from s3ta_platform.plan import Plan, TrialPlan, check_checkpoints, trial_state
 from s3ta_platform.publish import Publisher
 from s3ta_platform.report import write_report
 from s3ta_platform.results import SweepResult
-from s3ta_platform.schema import ClusterSettings, Executor
+from s3ta_platform.schema import Executor
 from s3ta_platform.tables import terminal_table
 from s3ta_platform.tracking import Tracker, open_tracker
 from s3ta_platform.tracking_ui import compare_url
@@ -31,15 +36,17 @@ RunTrials = Callable[[list[TrialPlan], Emit], dict[str, str]]
 
 def run(plan: Plan) -> int:
     """Run an experiment to its report; gives the exit code: 0, or 1 if a trial failed."""
-    _require_local_room(plan.experiment.cluster)
+    _require_local_room(plan)
     plan.storage.check_writable()
     check_checkpoints(plan)
     tracker = _open_tracker(plan)
     log = log_file(plan.experiment)
     with only_ours(log) as console:
         started = time.monotonic()
-        todo = [t for t in plan.trials if not trial_state(plan.storage, t).complete]
+        todo = [t for t in plan.trials if not trial_state(plan.storage, t).over]
         _say_what_comes(console, plan, todo)
+        for trial in todo:
+            write_parts(plan.storage, trial)
         publisher = _open_publisher(plan, tracker, todo)
         try:
             failed = _run_missing(plan, todo, publisher, console, log) if todo else {}
@@ -54,22 +61,24 @@ def run(plan: Plan) -> int:
     return 1 if failed else 0
 
 
-def _require_local_room(cluster: ClusterSettings) -> None:
+def _require_local_room(plan: Plan) -> None:
     """Of a cluster that is joined only Ray knows the size."""
+    cluster = plan.experiment.cluster
     if cluster.executor is Executor.ray and cluster.address == "local":
-        require_room(cluster, cluster.cpus or os.cpu_count() or 1)
+        require_room(plan.trials, cluster, [Node(cluster.cpus or os.cpu_count() or 1)])
 
 
 def report(plan: Plan) -> int:
     """Make the report anew from what is stored; exit code 1 if a trial is not complete."""
+    states = {t.key: trial_state(plan.storage, t) for t in plan.trials}
     missing = {
-        t.key: "not complete: `s3ta run` with the same file does the rest"
-        for t in plan.trials
-        if not trial_state(plan.storage, t).complete
+        key: "not complete: `s3ta run` with the same file does the rest"
+        for key, state in states.items()
+        if not state.over
     }
-    if len(missing) == len(plan.trials):
+    if not any(state.complete for state in states.values()):
         raise UserError(
-            f"None of the {len(missing)} trials of {plan.experiment.name} is complete in "
+            f"None of the {len(states)} trials of {plan.experiment.name} is complete in "
             f"{plan.experiment.results}, so there is nothing to report: run the file first."
         )
     tracker = _open_tracker(plan)
@@ -152,24 +161,40 @@ def _run_missing(
 
 
 def _runner(plan: Plan, console: Console, log: Path) -> RunTrials:
+    asha = _asha(plan)
     if plan.experiment.cluster.executor is Executor.inline:
-        return _run_inline
+        return partial(_run_inline, asha)
     from s3ta_platform.sweep import run_on_ray  # Ray is imported only where it is used
 
     console.print("[dim]starting Ray and its workers: 20 seconds or so[/]")
-    return lambda todo, emit: run_on_ray(todo, plan.experiment.cluster, emit, log)
+    return lambda todo, emit: run_on_ray(todo, asha, plan.experiment.cluster, emit, log)
 
 
-def _run_inline(todo: list[TrialPlan], emit: Emit) -> dict[str, str]:
+def _asha(plan: Plan) -> Asha | None:
+    """Successive halving, if it is asked for, with all that earlier runs have found."""
+    settings = plan.experiment.sweep.halving
+    if settings is None:
+        return None
+    asha = Asha(settings, plan.storage)
+    asha.recall(plan.trials)
+    return asha
+
+
+def _run_inline(asha: Asha | None, todo: list[TrialPlan], emit: Emit) -> dict[str, str]:
     from s3ta_platform.trial import Inline, run_trial
 
     failed = {}
     for trial in todo:
+        decide = partial(_goes_on, asha, trial)
         try:
-            run_trial(trial, Inline(), emit)
+            run_trial(trial, Inline(), emit, decide)
         except (UserError, RuntimeError) as error:  # one trial's failure does not end the sweep
             failed[trial.key] = str(error)
     return failed
+
+
+def _goes_on(asha: Asha | None, trial: TrialPlan, leg: Leg) -> bool:
+    return asha is None or not leg.rung or asha.goes_on(trial, leg.until)
 
 
 def _say_what_comes(console: Console, plan: Plan, todo: list[TrialPlan]) -> None:
@@ -194,8 +219,15 @@ def _say_results(
 ) -> None:
     console.print()
     console.print(terminal_table(result))
+    for name, why in result.stopped.items():
+        console.print(f"{name} {why}", style="dim", markup=False, highlight=False)
+    keys = {trial.name: trial.key for trial in plan.trials}
     for name, error in result.failed.items():
         console.print(f"{name} failed: {error}", style="red", markup=False, highlight=False)
+        if seconds is not None:  # it was run just now
+            retry = f"retry {keys[name]} --results {shlex.quote(plan.experiment.results)}"
+            for words in (f"its log: {log}", f"to retry it: {command(retry)}"):
+                console.print(f"  {words}", markup=False, highlight=False, soft_wrap=True)
     width = max(map(len, result.places))
     for label, place in result.places.items():
         console.print(f"{label:{width}}  {place}", markup=False, highlight=False, soft_wrap=True)
@@ -204,7 +236,5 @@ def _say_results(
             f"[yellow]{len(publisher.tracker.missing)} things could not be written to MLflow[/] "
             f"(first: {publisher.tracker.missing[0]}); running the same command again adds them."
         )
-    if result.failed:
-        console.print(f"What Ray and the libraries said: {log}", markup=False, highlight=False)
     if seconds is not None:
         console.print(f"done in {seconds / 60:.1f} minutes", style="dim")

@@ -16,6 +16,7 @@ from s3ta.settings import (
     TrainSettings,
     require,
 )
+from s3ta_platform.attack_names import any_step
 from s3ta_platform.published import SYSTEMS
 
 
@@ -133,6 +134,41 @@ class EvaluateSettings:
         )
 
 
+class Best(Enum):
+    """Which values of a metric are good ones."""
+
+    max = "max"
+    min = "min"
+
+
+@dataclass(kw_only=True)
+class AshaSettings:
+    """Asynchronous successive halving (Li et al.): at some epochs, the rungs, the worse trials end.
+
+    A trial goes on if it is among the best 1 / `reduction_factor` of those that were there before.
+    """
+
+    metric: str = ""
+    """Empty: every trial runs to its end. Else as MLflow has it: `train/loss` or
+    `train/adversarial_top1`, the mean of the epoch that ends there; or robust accuracy, such as
+    `eval/pgd_targeted_eps16/top1_at_100`: then the model is attacked at each rung."""
+    best: Best = Best.max
+    grace_epochs: int = 1
+    """The first rung; no trial ends before."""
+    reduction_factor: int = 4
+    """Of trials at a rung, and from a rung's epoch to the next one's."""
+    images: int | None = None
+    """Attack only so many at a rung, the first of `evaluate.images`; all of them by default."""
+
+    def __post_init__(self) -> None:
+        name = "sweep.asha"
+        require(self.grace_epochs >= 1, f"{name}.grace_epochs", self.grace_epochs, "at least 1")
+        factor = self.reduction_factor
+        require(factor >= 2, f"{name}.reduction_factor", factor, "at least 2")
+        good = self.images is None or self.images >= 1
+        require(good, f"{name}.images", self.images, "at least 1, or null")
+
+
 @dataclass(kw_only=True)
 class SweepSettings:
     """What is varied: a grid's product, or a list of points; keys as on a command line.
@@ -142,6 +178,7 @@ class SweepSettings:
 
     grid: dict[str, list[Any]] = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
+    asha: AshaSettings = field(default_factory=AshaSettings)
 
     def __post_init__(self) -> None:
         require(
@@ -152,6 +189,11 @@ class SweepSettings:
         )
         for key, values in self.grid.items():
             require(bool(values), f"sweep.grid.{key}", values, "a list of at least one value")
+
+    @property
+    def halving(self) -> AshaSettings | None:
+        """Successive halving, if it is asked for."""
+        return self.asha if self.asha.metric else None
 
 
 @dataclass(kw_only=True)
@@ -165,6 +207,8 @@ class ClusterSettings:
     """Logical CPUs of a local Ray; the machine's by default."""
     train_workers: int = 1
     """Workers per trial; at most the microbatches of a step."""
+    stage_workers: list[int] = field(default_factory=list)
+    """The same for each stage of `train.curriculum`, in order: [1, 2, 4] for longer unrolls."""
     evaluate_workers: int = 2
     """Workers per evaluation."""
     gpus_per_worker: float = 0.0
@@ -210,6 +254,13 @@ class ClusterSettings:
         for name in (*whole, "read_cache_mb"):
             value = getattr(self, name)
             require(value >= 1, f"cluster.{name}", value, "at least 1")
+        stages = self.stage_workers
+        require(
+            all(workers >= 1 for workers in stages),
+            "cluster.stage_workers",
+            stages,
+            "a list of whole numbers of at least 1",
+        )
         require(
             self.train_workers_min is None or 1 <= self.train_workers_min <= self.train_workers,
             "cluster.train_workers_min",
@@ -264,13 +315,15 @@ class Experiment:
             "made of letters, digits, '-', '_' and '.', the first a letter or digit "
             "(it names a folder)",
         )
-        require(
-            self.cluster.train_workers <= self.train.microbatches,
-            "cluster.train_workers",
-            self.cluster.train_workers,
-            f"at most {self.train.microbatches}, the microbatches of a step "
-            "(train.batch / train.microbatch)",
-        )
+        self._check_workers()
+        if self.sweep.halving is not None:
+            known = asha_metrics(self.evaluate)
+            require(
+                self.sweep.asha.metric in known,
+                "sweep.asha.metric",
+                self.sweep.asha.metric,
+                f"one of {', '.join(known)}",
+            )
         unrolls = [stage.unroll for stage in self.train.curriculum if stage.unroll is not None]
         require(
             not unrolls or self.model.attention is not None,
@@ -286,3 +339,35 @@ class Experiment:
             "none or flip unless images are in colour (three numbers in model.mean and model.std) "
             "and data.image_size is set, to which each crop is resized",
         )
+
+    def _check_workers(self) -> None:
+        most, stages = self.train.microbatches, self.cluster.stage_workers
+        for name, workers in (
+            ("train_workers", self.cluster.train_workers),
+            ("stage_workers", max(stages, default=1)),
+        ):
+            require(
+                workers <= most,
+                f"cluster.{name}",
+                workers,
+                f"at most {most}, the microbatches of a step (train.batch / train.microbatch)",
+            )
+        # A grid over curricula may have trials with none, or with fewer stages.
+        curriculum = len(self.train.curriculum)
+        require(
+            len(stages) <= curriculum or curriculum == 0,
+            "cluster.stage_workers",
+            stages,
+            f"at most one number for each of the {curriculum} stages of train.curriculum",
+        )
+
+
+def asha_metrics(evaluate: EvaluateSettings) -> list[str]:
+    """What successive halving can go by: the names under which MLflow has them."""
+    names = ["train/loss", "train/adversarial_top1", "eval/nominal"]
+    for attack in evaluate.attacks.values():
+        # An attack that stops at its goal, a target, says nothing of other wrong answers.
+        one_sided = attack.goal.targeted and any_step(attack.name)
+        for measure in ("attack_success",) if one_sided else ("top1", "attack_success"):
+            names += [f"eval/{attack.name}/{measure}_at_{n}" for n in attack.readings]
+    return names

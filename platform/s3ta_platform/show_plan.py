@@ -1,5 +1,6 @@
 """A plan as a person reads it: what would run, what is done, and what it costs."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,8 +12,10 @@ from s3ta.errors import UserError
 from s3ta_platform.compose import Composed
 from s3ta_platform.costs import TrialCost, in_words, short_count, trial_cost
 from s3ta_platform.data_files import NoDataError
+from s3ta_platform.novelty import stored_settings, why_new
+from s3ta_platform.packing import Node, require_room, room, train_at_once
 from s3ta_platform.plan import Plan, TrialPlan, TrialState, trial_state
-from s3ta_platform.schema import Experiment
+from s3ta_platform.schema import Executor, Experiment
 from s3ta_platform.trial_names import trial_names
 
 TRIALS = ("trial", "key", "varied", "training", "attacks")
@@ -34,10 +37,46 @@ def show_plan(console: Console, plan: Plan) -> None:
         console, [t.name for t, cost in zip(plan.trials, costs, strict=True) if cost], known
     )
     _show_attacks(console, e, len(plan.trials[0].test_ids), known)
+    _show_why(console, plan, states)
     if any(s.trained is None for s in states):
         console.print("A shard's key holds its model's digest, so it is known after training.")
     complete = sum(s.complete for s in states)
     console.print(f"{complete} of {len(states)} trials are complete in {e.results}.")
+
+
+def _show_why(console: Console, plan: Plan, states: Sequence[TrialState]) -> None:
+    """Which trials are new, and why: what is stored is never done again."""
+    stored = stored_settings(plan.storage)
+    for trial, state in zip(plan.trials, states, strict=True):
+        why = "" if state.trained or state.step else why_new(trial, stored)
+        if why:
+            console.print(f"{trial.name} is {why}.", markup=False, highlight=False)
+    _show_packing(
+        console, plan, [t for t, s in zip(plan.trials, states, strict=True) if not s.over]
+    )
+
+
+def _show_packing(console: Console, plan: Plan, todo: Sequence[TrialPlan]) -> None:
+    """How many trials train at once on this machine; of a cluster that is joined only Ray knows."""
+    c = plan.experiment.cluster
+    if c.executor is not Executor.ray or c.address != "local" or not todo:
+        return
+    nodes = [Node(c.cpus or os.cpu_count() or 1)]
+    try:
+        require_room(todo, c, nodes)
+    except UserError as error:
+        console.print(f"This machine has no room for it. {error}", markup=False, highlight=False)
+        return
+    workers = sorted({leg.workers for trial in todo for leg in trial.legs})
+    if workers:
+        at_once = min(len(todo), train_at_once(todo, c, nodes))
+        each = " to ".join(str(n) for n in dict.fromkeys((workers[0], workers[-1])))
+        console.print(
+            f"On {nodes[0].cpus:g} CPU(s) {at_once} of {len(todo)} trial(s) "
+            f"train at once, on {each} worker(s) each; a model is attacked by up to "
+            f"{min(c.evaluate_workers, room(nodes, c))} worker(s).",
+            highlight=False,
+        )
 
 
 def show_estimate(console: Console, composed: Composed, absent: NoDataError) -> None:
@@ -177,6 +216,8 @@ def _training(trial: TrialPlan, state: TrialState) -> str:
         return f"no training: {trial.experiment.model.factory}"
     if state.trained:
         return "done"
+    if state.stopped:
+        return f"stopped after epoch {state.stopped.epoch}"
     if state.step:
         return f"from step {state.step} to {trial.steps}"
     return _updates(trial.steps, trial.experiment.train.batch)
@@ -184,6 +225,8 @@ def _training(trial: TrialPlan, state: TrialState) -> str:
 
 def _attacks(state: TrialState) -> str:
     left = state.shards - state.shards_done
+    if state.stopped:
+        return "none"
     if left:
         done = f", {left:,} of them to do" if state.shards_done else ""
         return f"{state.shards:,} shards{done}"

@@ -1,8 +1,9 @@
 """A sweep on Ray Tune: trials side by side, each trained on Ray Train, its attacks fanned out.
 
 A new Tuner is started over the trials that are missing; Tune's own restore is never used. A trial
-function holds no CPU itself: its training workers and shard workers do, and the first are given
-back before the second are asked for.
+function does one leg of a training, and after the last one the evaluation; the scheduler (see
+curriculum) says which. It holds no CPU itself: its training workers and shard workers do, and the
+first are given back before the second are asked for.
 """
 
 import itertools
@@ -22,15 +23,21 @@ from ray import tune
 from ray.exceptions import RayError
 
 from s3ta.errors import UserError
+from s3ta_platform.asha import Asha
 from s3ta_platform.cluster import Cluster, local_cluster
+from s3ta_platform.curriculum import Legs
 from s3ta_platform.events import Emit
 from s3ta_platform.executors import JobsFailedError
 from s3ta_platform.leftovers import remove_orphans
-from s3ta_platform.plan import TrialPlan, require_room
+from s3ta_platform.legs import Leg
+from s3ta_platform.packing import require_room, train_at_once
+from s3ta_platform.patience import patient
+from s3ta_platform.plan import TrialPlan
 from s3ta_platform.ray_backend import OnRay, Post, open_mailbox
 from s3ta_platform.schema import ClusterSettings
+from s3ta_platform.storage import open_storage
 from s3ta_platform.tickets import shown
-from s3ta_platform.trial import run_trial
+from s3ta_platform.trial import judge, run_leg
 
 log = logging.getLogger("ray.s3ta")  # ends up in the run's log file
 
@@ -43,7 +50,7 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
 
 
 def run_on_ray(
-    todo: list[TrialPlan], settings: ClusterSettings, emit: Emit, log: Path
+    todo: list[TrialPlan], asha: Asha | None, settings: ClusterSettings, emit: Emit, log: Path
 ) -> dict[str, str]:
     """Run the trials; gives the errors of those that failed, by key."""
     with (
@@ -52,17 +59,23 @@ def run_on_ray(
         ) as cluster,
         tempfile.TemporaryDirectory(prefix="s3ta-ray-", ignore_cleanup_errors=True) as scratch,
     ):
-        require_room(settings, cluster.cpus)
+        require_room(todo, settings, cluster.nodes)
         with _delivered(emit) as post:
-            return _tune(todo, settings, cluster, post, scratch)
+            return _tune(todo, asha, settings, cluster, post, scratch)
 
 
 def _tune(
-    todo: list[TrialPlan], settings: ClusterSettings, cluster: Cluster, post: Emit, scratch: str
+    todo: list[TrialPlan],
+    asha: Asha | None,
+    settings: ClusterSettings,
+    cluster: Cluster,
+    post: Emit,
+    scratch: str,
 ) -> dict[str, str]:
     plans = {t.key: t for t in todo}
-    # One more than can train: it is ready for the CPUs that the others' evaluations leave idle.
-    at_once = max(1, cluster.cpus // (settings.train_workers * settings.threads)) + 1
+    storage = patient(
+        open_storage(todo[0].train.root), settings.store_patience_s, log.warning, lambda: None
+    )
     results = tune.Tuner(
         # Some resource a trial must ask for. How many run at once is set below.
         tune.with_resources(
@@ -70,7 +83,12 @@ def _tune(
             {"CPU": 0, "memory": 100 * 2**20},
         ),
         param_space={"key": tune.grid_search(list(plans))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
+        tune_config=tune.TuneConfig(
+            scheduler=Legs(plans, storage, asha),
+            # One more than can train: it is ready for the CPUs that evaluations leave idle.
+            max_concurrent_trials=train_at_once(todo, settings, cluster.nodes) + 1,
+            reuse_actors=True,
+        ),
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=scratch,
@@ -92,14 +110,23 @@ def _why_failed(result: tune.Result) -> str:
 
 
 def _trial(config: dict[str, Any], plans: dict[str, TrialPlan], backend: OnRay, emit: Emit) -> None:
-    """One trial, in a process of its own. Its error is reported: raised, it would be retried."""
+    """A leg of a trial, in a process of its own; after the last leg the evaluation.
+
+    At the end of a leg the scheduler pauses the trial, within `report`, or stops it. Its error is
+    reported: raised, it would be retried.
+    """
+    plan, leg = plans[config["key"]], config["leg"] and Leg(**config["leg"])
     try:
-        run_trial(plans[config["key"]], backend, emit)
+        if leg and plan.trained(open_storage(plan.train.root)) is None:
+            run_leg(plan, leg, backend, emit)
+        if leg is None or leg.last:
+            judge(plan, backend, emit)
     except Exception as error:
         log.exception("trial %s", config["key"])
         tune.report({"error": _words(error)})
     else:
-        tune.report({"complete": 1})
+        done = leg is None or leg.last
+        tune.report({"complete": 1} if done else {"stage_done": leg.stage, "epoch": leg.until})
 
 
 @contextmanager

@@ -53,6 +53,8 @@ def terminal_table(sweep: SweepResult) -> Table:
         _fill_by_reading(table, summaries)
     for name in sweep.failed:
         table.add_row(Text(name), Text("failed", style="red"))
+    for name in sweep.stopped:
+        table.add_row(Text(name), Text("ended", style="dim"))
     return table
 
 

@@ -40,7 +40,7 @@ def train(
     emit: Emit = ignore,
     wish: Callable[[], Wish] = lambda: Wish.GO_ON,
 ) -> None:
-    """Train to the end, from the last checkpoint if there is one; rank 0 writes.
+    """Train to the end, or to that of the job's leg, from the last checkpoint; rank 0 writes.
 
     wish: asked at every step. What any worker wishes, all do.
 
@@ -65,7 +65,7 @@ def train(
         return epoch_order(ids, settings, epoch, groups)
 
     share = Share(images, settings, order_of, training.epoch_steps, group.rank, group.world)
-    while training.step < training.total:
+    while training.step < training.end:
         epoch, within = divmod(training.step, training.epoch_steps)
         step_ids = order_of(epoch)[within * settings.batch : (within + 1) * settings.batch]
         moment = Moment(epoch, training.step)
@@ -90,7 +90,7 @@ def train(
             training.update(rate)
         training.passed(report, rate)
         to_save, to_leave = report.wishes
-        leaving = to_leave > 0 and training.step < training.total
+        leaving = to_leave > 0 and training.step < training.end
         durable = to_save > 0 or leaving or _is_due(training)
         if group.rank == 0:
             if durable:
@@ -100,7 +100,10 @@ def train(
             group.agree(training.step)  # nobody leaves, and ends the others, while rank 0 writes
             raise ToldToLeaveError(f"left at step {training.step}, which is saved")
     if group.rank == 0:
-        finish(job, storage, training.step)
+        if training.step == training.total:
+            finish(job, storage, training.step, job.key)
+        elif job.record and training.step == training.end:
+            finish(job, storage, training.step, job.record)
 
 
 def _resume(training: Training, storage: Storage, group: Group) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from s3ta.errors import UserError
 from s3ta.model import build, parameters
+from s3ta.schedules import stage_at, stage_index
 from s3ta.settings import ModelSettings
 from s3ta.sums import StepReport
 from s3ta.training import optimizer
@@ -68,6 +69,12 @@ class Training:
         return self.epoch_steps * self.job.train.epochs
 
     @property
+    def end(self) -> int:
+        """The step at which the job's leg ends."""
+        until = self.job.until_epoch
+        return self.total if until is None else self.epoch_steps * until
+
+    @property
     def at_epoch_end(self) -> bool:
         return self.step % self.epoch_steps == 0
 
@@ -100,9 +107,15 @@ class Training:
             "loss": loss,
             "adversarial_top1": top1,
             "learning_rate": rate,
+            "stage": stage_index(self.job.train, self._last_epoch),
             "steps_not_finite": len(self.not_finite),
             "time": time.time(),
         }
+
+    @property
+    def _last_epoch(self) -> int:
+        """The epoch of the step that was taken last."""
+        return max(0, self.step - 1) // self.epoch_steps
 
     def restore(self, storage: Storage, step: int) -> None:
         """Weights and momentum of a step; 0 is the beginning, which has no checkpoint."""
@@ -143,6 +156,7 @@ class Training:
             "resume": RESUME,
             "epoch": self.step // self.epoch_steps,
             "step_of_epoch": self.step % self.epoch_steps,
+            "stage": self._stage(),
             "metrics": self._metrics() if self.at_epoch_end else {},
             "not_finite": self.not_finite,
             "pending": self.pending,
@@ -152,6 +166,16 @@ class Training:
         checkpoints.save(storage, prefix, self.step, tensors, meta)
         checkpoints.prune(storage, prefix, self.job.cluster.keep_checkpoints, BEST_BY)
 
+    def _stage(self) -> dict[str, float | None]:
+        """The curriculum's stage that led to these weights: its place, and what it trains with."""
+        stage = stage_at(self.job.train, self._last_epoch)
+        return {
+            "index": stage_index(self.job.train, self._last_epoch),
+            "unroll": stage.unroll,
+            "attack_steps": stage.attack.steps,
+            "epsilon_255": stage.attack.epsilon_255,
+        }
+
     def _metrics(self) -> dict[str, float]:
         """Means over the points of the epoch that has just ended."""
         begun = self.step - self.epoch_steps
@@ -160,8 +184,8 @@ class Training:
         return {n: float(np.mean([p[n] for p in points])) for n in names} if points else {}
 
 
-def finish(job: TrainJob, storage: Storage, step: int) -> None:
-    """The record that makes the trial count as trained; plans read it without torch.
+def finish(job: TrainJob, storage: Storage, step: int, trial: str) -> None:
+    """The record that makes a trial count as trained; plans read it without torch.
 
     It describes what is stored, whoever wrote it first.
     """
@@ -173,7 +197,7 @@ def finish(job: TrainJob, storage: Storage, step: int) -> None:
         "model_digest": deployed_digest(job.model, model),
         "parameters": parameters(model),
     }
-    storage.put_new(trained_name(job.key), json.dumps(record).encode())
+    storage.put_new(trained_name(trial), json.dumps(record).encode())
 
 
 def deployed_digest(settings: ModelSettings, model: nn.Module) -> str:

@@ -21,6 +21,26 @@ class Trained:
     parameters: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """Successive halving has ended a trial, and why."""
+
+    epoch: int
+    metric: str
+    value: float
+    cutoff: float | None
+    """What the value had to reach."""
+    others: int
+    """Trials that were there before, from which the cutoff comes."""
+
+    @property
+    def words(self) -> str:
+        return (
+            f"stopped after epoch {self.epoch}: {self.metric} was {self.value:.4g}, the cutoff of "
+            f"{self.others} other trial(s) {self.cutoff:.4g}"
+        )
+
+
 def trial_folder(key: str) -> str:
     return f"trials/{key}"
 
@@ -46,6 +66,25 @@ def read_trained(storage: Storage, key: str) -> Trained | None:
         raise UserError(
             f"{storage.uri(name)} is not the record of a trained model ({error}). "
             "Delete that file: it is written anew from the last checkpoint."
+        ) from error
+
+
+def stopped_name(key: str, asha_key: str) -> str:
+    """`asha_key` names the sweep: under another one, or without halving, the trial goes on."""
+    return f"{trial_folder(key)}/stopped/{asha_key}.json"
+
+
+def read_stopped(storage: Storage, key: str, asha_key: str) -> Stopped | None:
+    """Why a trial was stopped in this sweep, or None."""
+    name = stopped_name(key, asha_key)
+    try:
+        return Stopped(**json.loads(storage.get(name)))
+    except NotStored:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{storage.uri(name)} does not say why a trial was stopped ({error}). "
+            "Delete that file: the trial goes on."
         ) from error
 
 

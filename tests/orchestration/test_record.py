@@ -19,7 +19,7 @@ from s3ta.settings import (
 )
 from s3ta.trajectory import trajectories
 from s3ta_platform.jobs import EvaluateJob
-from s3ta_platform.record import content_key, plain, trial_key
+from s3ta_platform.record import content_key, plain, trial_parts
 from s3ta_platform.schema import ClusterSettings, DataSettings, EvaluateSettings
 
 DATA = DataSettings(train="a.parquet", test="b.parquet", train_images=624)
@@ -32,7 +32,7 @@ def key(
     data: DataSettings = DATA,
     digest: str = "d",
 ) -> str:
-    return trial_key(model_ or model(), train, data, digest)
+    return content_key(**trial_parts(model_ or model(), train, data, digest))
 
 
 def test_the_key_of_fixed_settings_never_changes() -> None:
