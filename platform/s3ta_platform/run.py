@@ -4,13 +4,15 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from rich.console import Console
 
 from s3ta.errors import UserError
+from s3ta_platform.announce import Announced
 from s3ta_platform.collect import collect
+from s3ta_platform.control import listen_to_stop
 from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.live import Display, only_ours
 from s3ta_platform.places import command, log_file, report_folder, tracking_address
@@ -24,21 +26,28 @@ from s3ta_platform.tracking import Tracker, open_tracker
 from s3ta_platform.tracking_ui import compare_url
 
 UI_ADDRESS = "http://127.0.0.1:5000"
+NOT_COMPLETE = "not complete: `s3ta run` with the same file does the rest"
 
 RunTrials = Callable[[list[TrialPlan], Emit], dict[str, str]]
 """Runs trials; gives the errors of those that failed, by key."""
 
 
-def run(plan: Plan) -> int:
-    """Run an experiment to its report; gives the exit code: 0, or 1 if a trial failed."""
+def run(plan: Plan, only: Collection[str] | None = None) -> int:
+    """Run an experiment to its report; gives the exit code: 0, or 1 if a trial failed.
+
+    only: of these trials' keys; the report is of all that are complete then.
+    """
     _require_local_room(plan.experiment.cluster)
     plan.storage.check_writable()
     check_checkpoints(plan)
     tracker = _open_tracker(plan)
     log = log_file(plan.experiment)
+    listen_to_stop()
     with only_ours(log) as console:
         started = time.monotonic()
-        todo = [t for t in plan.trials if not trial_state(plan.storage, t).complete]
+        missing = [t for t in plan.trials if not trial_state(plan.storage, t).complete]
+        todo = [t for t in missing if only is None or t.key in only]
+        left = {t.key: NOT_COMPLETE for t in missing if t not in todo}
         _say_what_comes(console, plan, todo)
         publisher = _open_publisher(plan, tracker, todo)
         try:
@@ -48,8 +57,9 @@ def run(plan: Plan) -> int:
                 tracker.finish(run_id, "KILLED")
             raise
         for trial in plan.trials:
-            publisher.finish_trial(trial, failed=trial.key in failed)
-        result = _report(plan, publisher, failed)
+            if trial.key not in left:
+                publisher.finish_trial(trial, failed=trial.key in failed)
+        result = _report(plan, publisher, left | failed)
         _say_results(console, plan, result, publisher, log, time.monotonic() - started)
     return 1 if failed else 0
 
@@ -63,9 +73,7 @@ def _require_local_room(cluster: ClusterSettings) -> None:
 def report(plan: Plan) -> int:
     """Make the report anew from what is stored; exit code 1 if a trial is not complete."""
     missing = {
-        t.key: "not complete: `s3ta run` with the same file does the rest"
-        for t in plan.trials
-        if not trial_state(plan.storage, t).complete
+        t.key: NOT_COMPLETE for t in plan.trials if not trial_state(plan.storage, t).complete
     }
     if len(missing) == len(plan.trials):
         raise UserError(
@@ -97,7 +105,7 @@ def _open_publisher(plan: Plan, tracker: Tracker, todo: list[TrialPlan]) -> Publ
 
 def _report(plan: Plan, publisher: Publisher, failed: dict[str, str]) -> SweepResult:
     names = {t.key: t.name for t in plan.trials}
-    by_name = {names[key]: error for key, error in failed.items()}
+    by_name = {names[key]: _with_remedy(key, error, plan) for key, error in failed.items()}
     folder = report_folder(plan.experiment)
     places = _places(plan, publisher)
     result = collect(plan, publisher.run_ids, by_name, places)
@@ -107,11 +115,22 @@ def _report(plan: Plan, publisher: Publisher, failed: dict[str, str]) -> SweepRe
     return result
 
 
+def _with_remedy(key: str, error: str, plan: Plan) -> str:
+    """The error, and the command that tries that trial again."""
+    if error == NOT_COMPLETE:
+        return error
+    again = command(f"retry {key}{_results_option(plan.experiment.results)}")
+    return f"{error}\nTo try it again: {again}"
+
+
+def _results_option(results: str) -> str:
+    return "" if results == "results" else f" --results {shlex.quote(results)}"
+
+
 def _places(plan: Plan, publisher: Publisher) -> dict[str, str]:
     """Where everything is, and the commands that look further, as they can be pasted."""
     e = plan.experiment
     folder = report_folder(e)
-    option = "" if e.results == "results" else f" --results {shlex.quote(e.results)}"
     trained_here = any(trial.ready is None for trial in plan.trials)
     places = {
         "report": str(folder / "report.html"),
@@ -120,7 +139,7 @@ def _places(plan: Plan, publisher: Publisher) -> dict[str, str]:
         "per-example results": f"{plan.storage.root}/evaluations",
     }
     if not e.tracking.store:
-        places["compare in MLflow"] = command(f"ui{option}")
+        places["compare in MLflow"] = command(f"ui{_results_option(e.results)}")
     run_ids = [run_id for run_id in publisher.run_ids.values() if run_id]
     if e.tracking.store != "none" and run_ids:
         base = e.tracking.store if e.tracking.store.startswith("http") else UI_ADDRESS
@@ -136,9 +155,13 @@ def _run_missing(
 ) -> dict[str, str]:
     by_key = {t.key: t for t in plan.trials}
     writing = threading.Lock()
-    with Display(console, {t.key: t.name for t in plan.trials}) as display:
+    with (
+        Announced(plan, todo, log) as announced,
+        Display(console, {t.key: t.name for t in plan.trials}) as display,
+    ):
 
         def emit(event: Event) -> None:
+            announced.heard(event)
             display(event)
             if not event.durable:
                 return
@@ -148,7 +171,9 @@ def _run_missing(
                 else:  # the last thing that a trial says
                     publisher.finish_trial(by_key[event.trial], failed=False)
 
-        return _runner(plan, console, log)(todo, emit)
+        failed = _runner(plan, console, log)(todo, emit)
+        announced.ended(failed)
+    return failed
 
 
 def _runner(plan: Plan, console: Console, log: Path) -> RunTrials:
@@ -195,7 +220,8 @@ def _say_results(
     console.print()
     console.print(terminal_table(result))
     for name, error in result.failed.items():
-        console.print(f"{name} failed: {error}", style="red", markup=False, highlight=False)
+        words = f"{name} failed: {error}"
+        console.print(words, style="red", markup=False, highlight=False, soft_wrap=True)
     width = max(map(len, result.places))
     for label, place in result.places.items():
         console.print(f"{label:{width}}  {place}", markup=False, highlight=False, soft_wrap=True)
