@@ -119,18 +119,23 @@ def prune(storage: Storage, prefix: str, keep: int, best_by: str = "") -> None:
     """
     if keep < 1:
         raise UserError(f"keep={keep} would delete the checkpoint to resume from: use 1 or more.")
+    for name in superfluous(storage, prefix, keep, best_by):
+        storage.delete(name)
+    storage.clear_temporaries(f"{prefix}/")
+
+
+def superfluous(storage: Storage, prefix: str, keep: int, best_by: str = "") -> list[str]:
+    """The names that prune would delete, in its order."""
     complete = steps(storage, prefix)
     if not complete:
-        return
+        return []
     kept = {*complete[-keep:], *(_best_and_last(storage, prefix, complete, best_by))}
     doomed = [
         name
         for name in storage.list(f"{prefix}/")
         if (step := _step(name, prefix)) is not None and step not in kept and step < complete[-1]
     ]
-    for name in sorted(doomed, key=lambda name: (not name.endswith(f"/{MANIFEST}"), name)):
-        storage.delete(name)
-    storage.clear_temporaries(f"{prefix}/")
+    return sorted(doomed, key=lambda name: (not name.endswith(f"/{MANIFEST}"), name))
 
 
 def _best_and_last(storage: Storage, prefix: str, complete: list[int], by: str) -> list[int]:

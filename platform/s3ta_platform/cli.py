@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s3ta.errors import UserError
+from s3ta_platform.cli_runs import COMMANDS, Results
 
 if TYPE_CHECKING:
     from s3ta_platform.plan import Plan
@@ -39,7 +40,6 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-Results = Annotated[str, typer.Option(help="The results root.", envvar="S3TA_RESULTS")]
 Tracking = Annotated[
     str,
     typer.Option(
@@ -152,6 +152,10 @@ def doctor(results: Results = "results", tracking: Tracking = "") -> None:
     from s3ta_platform.doctor import examine
 
     raise typer.Exit(examine(results, tracking))
+
+
+for _command in COMMANDS:
+    app.command()(_command)
 
 
 @data_app.command("import")

@@ -10,6 +10,7 @@ from s3ta_platform.plan import Plan, TrialPlan
 from s3ta_platform.results import SweepResult, TrialResult
 from s3ta_platform.rows import merge_rows
 from s3ta_platform.shards import plan_portraits, plan_shards
+from s3ta_platform.stages import stage_spans
 from s3ta_platform.storage import Storage
 from s3ta_platform.stored_shards import enough_images
 from s3ta_platform.trials import read_history
@@ -70,4 +71,6 @@ def collect_trial(storage: Storage, plan: TrialPlan, run_id: str | None) -> Tria
         gallery=read_gallery(storage, portraits) if portraits and shown else None,
         run_id=run_id,
         published=settings.about.published,
+        point=plan.point,
+        stages=[] if plan.ready else stage_spans(settings.train, settings.model),
     )

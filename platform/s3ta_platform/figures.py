@@ -1,4 +1,4 @@
-"""Figures of numbers: accuracy and success against attack steps, learning curves.
+"""Figures of numbers: accuracy and success against attack steps.
 
 Each function returns a finished `Drawing`: a PNG with its title and caption.
 """
@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 
 from s3ta_platform.attack_names import any_step, attack_title, has_own_step_size
 from s3ta_platform.drawing import RULE, STYLE, Drawing, Sheet, cut, look
-from s3ta_platform.results import Array, TrialResult
+from s3ta_platform.results import Array
 from s3ta_platform.summaries import Reading, Share, Summary
 
 LEADERS = 8
@@ -83,7 +83,7 @@ def _against_steps(
         ends.append(_points(axes, xs, [measure(r) for r in of_one], own, index))
     axes.set_ylabel(words[1])
     _percent_limits(axes, floor_at_zero=start is None)
-    _label_lines(axes, [s.name for s in summaries], ends)
+    label_lines(axes, [s.name for s in summaries], ends)
     caption = f"{caption} Bars are Wilson's 95 % intervals over {_images(totals)}."
     caption += _hollow_words(hollow) if hollow else ""
     return Drawing(name=f"{name}-{attack}", title=words[0], caption=caption, png=sheet.png())
@@ -103,14 +103,15 @@ def _hollow_words(steps: Sequence[int]) -> str:
 def _line_sheet(names: Sequence[str]) -> tuple[Sheet, Axes]:
     """A sheet with one pair of axes and room for the names at the right."""
     height = max(3.0, 0.19 * len(names))
-    sheet = Sheet(0.75 + 4.6 + _room_for(names), 0.7 + height + 0.6)
+    sheet = Sheet(0.75 + 4.6 + room_for(names), 0.7 + height + 0.6)
     axes = sheet.axes(0.75, 0.7, 4.6, height)
     axes.grid(axis="y")
     axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
     return sheet, axes
 
 
-def _room_for(names: Sequence[str]) -> float:
+def room_for(names: Sequence[str]) -> float:
+    """Inches at the right of a figure for the lines' names."""
     return 0.75 + 0.075 * max((len(cut(name, 30)) for name in names), default=0)
 
 
@@ -166,7 +167,7 @@ def _percent_limits(axes: Axes, *, floor_at_zero: bool) -> None:
     axes.set_ylim(0 if floor_at_zero else max(0, 5 * np.floor(low / 5)), min(100.5, high))
 
 
-def _label_lines(
+def label_lines(
     axes: Axes,
     names: Sequence[str],
     ends: Sequence[tuple[float, float] | None],
@@ -205,48 +206,3 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     ranks = np.arange(len(order))
     places = np.clip(flat, low, high - gap * max(len(order) - 1, 0)) + ranks * gap
     return [float(place) for place in places[np.argsort(order, kind="stable")]]
-
-
-@mpl.rc_context(STYLE)
-def learning_curves(
-    trials: Sequence[TrialResult], *, name: str = "learning_curves", first_look: int = 0
-) -> Drawing | None:
-    """Training loss and top-1 on the attacked training images; None if nothing was recorded."""
-    if not any(len(_curve(trial, "loss", 1)[0]) for trial in trials):
-        return None
-    names = [trial.name for trial in trials]
-    panels, height = (("loss", "Training loss", 1), ("adversarial_top1", "Top-1 (%)", 100)), 2.5
-    height = max(height, 0.19 * len(names))
-    sheet = Sheet(0.65 + 3.1 + 0.7 + 3.1 + _room_for(names), 0.7 + height + 0.6)
-    sheet.heading("Learning curves", "on adversarial training images, while training")
-    for panel, (column, words, unit) in enumerate(panels):
-        axes = sheet.axes(0.65 + 3.8 * panel, 0.7, 3.1, height)
-        axes.grid(axis="y")
-        curves = [_curve(trial, column, unit) for trial in trials]
-        for index, (xs, ys) in enumerate(curves):
-            few: Any = {} if len(xs) <= 12 else {"marker": None}
-            axes.plot(xs, ys, **(look(first_look + index) | few))
-        axes.set(xlabel="Epoch", ylabel=words)
-        axes.set_xlim(left=0)
-    ends = [(xs[-1], ys[-1]) if len(xs) else None for xs, ys in curves]
-    _label_lines(axes, names, ends, first_look)
-    caption = (
-        "Loss and share classified right (top-1) on the attacked training images, as the model "
-        "saw them; not a measure on test images."
-    )
-    return Drawing(name=name, title="Learning curves", caption=caption, png=sheet.png())
-
-
-def _curve(trial: TrialResult, column: str, unit: float) -> tuple[Array, Array]:
-    """Epochs and values, points of the same epoch averaged, long curves smoothed a little."""
-    missing = float("nan")
-    points = [(row.get("epoch", missing), row.get(column, missing)) for row in trial.history]
-    points_N2 = np.array(points, dtype=float).reshape(-1, 2)
-    points_N2 = points_N2[np.isfinite(points_N2).all(axis=1)]
-    epochs, where = np.unique(points_N2[:, 0], return_inverse=True)
-    values = unit * np.bincount(where, points_N2[:, 1]) / np.bincount(where)
-    window = len(epochs) // 30
-    if window < 2:
-        return epochs, values
-    kernel = np.ones(window) / window
-    return np.convolve(epochs, kernel, "valid"), np.convolve(values, kernel, "valid")

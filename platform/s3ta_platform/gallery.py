@@ -13,6 +13,7 @@ from s3ta.errors import UserError
 from s3ta.evaluation import AttackRun
 from s3ta.model import S3TA
 from s3ta_platform import pulse
+from s3ta_platform.record import RESULT_VERSION
 from s3ta_platform.results import Gallery
 from s3ta_platform.shards import Portraits
 from s3ta_platform.storage import Storage
@@ -35,7 +36,8 @@ def make_gallery(
     Without a batch it is empty: for images that can't be attacked.
     """
     tensors = {} if batch is None else _portraits(engine, batch, portraits, conditions)
-    data: bytes = save_tensors({name: t.cpu().contiguous() for name, t in tensors.items()})
+    whole = {name: t.cpu().contiguous() for name, t in tensors.items()}
+    data: bytes = save_tensors(whole, metadata={"result_version": str(RESULT_VERSION)})
     return data
 
 

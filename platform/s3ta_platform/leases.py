@@ -63,6 +63,13 @@ class Holder:
         return start is None or bool(start and self.started and start != self.started)
 
 
+def this_process(owner: str, now: Callable[[], float] = time.time) -> Holder:
+    """Whoever calls, as the holder of something."""
+    pid = os.getpid()
+    started = process_start(pid) or ""
+    return Holder(owner=owner, host=this_host(), pid=pid, started=started, time=now())
+
+
 @dataclass
 class Leases:
     """The leases in a storage, as one owner (a driver's run id) and all its workers see them.
@@ -114,10 +121,7 @@ class Leases:
         return [name for name in found if _NAME.fullmatch(name.removeprefix(start))]
 
     def put(self, key: str, claim: int, beat: int) -> bool:
-        host, pid = this_host(), os.getpid()
-        started = process_start(pid) or ""
-        now = self.now()
-        holder = Holder(owner=self.owner, host=host, pid=pid, started=started, time=now)
+        holder = this_process(self.owner, self.now)
         return self.storage.put_new(name_of(key, claim, beat), json.dumps(asdict(holder)).encode())
 
     def _is_ours(self, key: str, claim: int) -> bool:

@@ -70,6 +70,12 @@ class Patient:
     def used(self, prefix: str = "") -> int:
         return self._patiently(lambda: self.storage.used(prefix))
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        return self._patiently(lambda: self.storage.sizes(prefix))
+
+    def temporaries(self, older_than_s: float = 86400.0) -> dict[str, int]:
+        return self._patiently(lambda: self.storage.temporaries(older_than_s))
+
     def delete(self, name: str) -> None:
         self._patiently(lambda: self.storage.delete(name))
 

@@ -14,8 +14,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from s3ta.errors import UserError
 from s3ta_platform.attack_names import attack_title, has_own_step_size
 from s3ta_platform.costs import short_count
+from s3ta_platform.curves import learning_curves
 from s3ta_platform.drawing import DPI, Drawing
-from s3ta_platform.figures import accuracy_against_steps, learning_curves, success_against_steps
+from s3ta_platform.figures import accuracy_against_steps, success_against_steps
+from s3ta_platform.grid import axis_title, points, varied_axes
+from s3ta_platform.heat import heat_maps
 from s3ta_platform.pictures import attention_maps, image_grids
 from s3ta_platform.remarks import remarks
 from s3ta_platform.results import SweepResult, TrialResult
@@ -31,6 +34,8 @@ from s3ta_platform.tables import sections as table_sections
 
 SIDE_BY_SIDE = 6
 """More readings than this get a line each instead of a column."""
+SHOWN_AXES = ("model", "model.unroll")
+"""What the table says of a model anyway."""
 SMALL_SAMPLE = 1000
 """Below this many images the page calls its numbers indicative."""
 
@@ -41,13 +46,21 @@ def write_report(sweep: SweepResult, folder: Path) -> Path:
     The page appears last, so where it is the rest is too. Each file replaces an older one whole.
     """
     summaries = [summarise(trial) for trial in sweep.trials]
+    heat = heat_maps(sweep.trials, summaries)
     numbers = _number_figures(sweep, summaries)
     pictures = image_grids(sweep.trials, sweep.class_names)
     maps = [attention_maps(trial, sweep.class_names) for trial in sweep.trials]
     attention = [drawing for drawing in maps if drawing is not None]
     curves = [_own_curve(trial, place) for place, trial in enumerate(sweep.trials)]
-    every = [*numbers, *pictures, *attention, *(curve for curve in curves if curve is not None)]
+    every = [
+        *heat,
+        *numbers,
+        *pictures,
+        *attention,
+        *(curve for curve in curves if curve is not None),
+    ]
     sections: dict[str, Sequence[Any]] = {
+        "heat": heat,
         "numbers": numbers,
         "pictures": pictures,
         "attention": attention,
@@ -104,6 +117,7 @@ def _page(
         "embedded": _embedded,
         "bar": _bar,
         "settings": _settings,
+        "axis_title": axis_title,
     }
     keys, worst = reading_keys(summaries), worst_case_names(summaries)
     return environment.get_template("report.html").render(
@@ -112,6 +126,9 @@ def _page(
         keys=keys,
         many=len(keys) > SIDE_BY_SIDE or has_published(summaries) or bool(worst),
         by_reading=table_sections(summaries),
+        last_readings=_last_readings(keys),
+        axes=[axis for axis in varied_axes(sweep.trials) if axis not in SHOWN_AXES],
+        points=points(sweep.trials),
         has_published=has_published(summaries),
         attacks=_grouped(keys),
         own_steps=sorted({steps for attack, steps in keys if has_own_step_size(attack, steps)}),
@@ -126,6 +143,11 @@ def _page(
 def _grouped(keys: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
     """The steps at which each attack was read."""
     return {attack: [n for name, n in keys if name == attack] for attack, _ in keys}
+
+
+def _last_readings(keys: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Each attack at its largest number of steps."""
+    return [(attack, max(steps)) for attack, steps in _grouped(keys).items()]
 
 
 def _widest(summaries: Sequence[Summary]) -> float:

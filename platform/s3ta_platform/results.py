@@ -29,6 +29,17 @@ class Gallery:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageSpan:
+    """One stage of a curriculum."""
+
+    first: float
+    """In epochs."""
+    end: float
+    words: str
+    """What it changes, such as `unroll 8`; empty if nothing differs from the other stages."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialResult:
     """One attacked model."""
 
@@ -53,6 +64,10 @@ class TrialResult:
     """The MLflow run."""
     published: str = ""
     """The paper's system that it is to be compared with; empty for none."""
+    point: dict[str, Any] = field(default_factory=dict)
+    """Its place in the sweep: what was varied, by the settings' keys."""
+    stages: list[StageSpan] = field(default_factory=list)
+    """Of its curriculum; empty without one."""
 
 
 @dataclass(frozen=True, kw_only=True)

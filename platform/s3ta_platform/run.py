@@ -4,15 +4,17 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from s3ta.errors import UserError
+from s3ta_platform.announce import Announced
 from s3ta_platform.asha import Asha
 from s3ta_platform.collect import collect
+from s3ta_platform.control import listen_to_stop
 from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.legs import Leg
 from s3ta_platform.live import Display, only_ours
@@ -29,21 +31,28 @@ from s3ta_platform.tracking import Tracker, open_tracker
 from s3ta_platform.tracking_ui import compare_url
 
 UI_ADDRESS = "http://127.0.0.1:5000"
+NOT_COMPLETE = "not complete: `s3ta run` with the same file does the rest"
 
 RunTrials = Callable[[list[TrialPlan], Emit], dict[str, str]]
 """Runs trials; gives the errors of those that failed, by key."""
 
 
-def run(plan: Plan) -> int:
-    """Run an experiment to its report; gives the exit code: 0, or 1 if a trial failed."""
+def run(plan: Plan, only: Collection[str] | None = None) -> int:
+    """Run an experiment to its report; gives the exit code: 0, or 1 if a trial failed.
+
+    only: of these trials' keys; the report is of all that are complete then.
+    """
     _require_local_room(plan)
     plan.storage.check_writable()
     check_checkpoints(plan)
     tracker = _open_tracker(plan)
     log = log_file(plan.experiment)
+    listen_to_stop()
     with only_ours(log) as console:
         started = time.monotonic()
-        todo = [t for t in plan.trials if not trial_state(plan.storage, t).over]
+        missing = [t for t in plan.trials if not trial_state(plan.storage, t).over]
+        todo = [t for t in missing if only is None or t.key in only]
+        left = {t.key: NOT_COMPLETE for t in missing if t not in todo}
         _say_what_comes(console, plan, todo)
         for trial in todo:
             write_parts(plan.storage, trial)
@@ -55,8 +64,9 @@ def run(plan: Plan) -> int:
                 tracker.finish(run_id, "KILLED")
             raise
         for trial in plan.trials:
-            publisher.finish_trial(trial, failed=trial.key in failed)
-        result = _report(plan, publisher, failed)
+            if trial.key not in left:
+                publisher.finish_trial(trial, failed=trial.key in failed)
+        result = _report(plan, publisher, left | failed)
         _say_results(console, plan, result, publisher, log, time.monotonic() - started)
     return 1 if failed else 0
 
@@ -71,11 +81,7 @@ def _require_local_room(plan: Plan) -> None:
 def report(plan: Plan) -> int:
     """Make the report anew from what is stored; exit code 1 if a trial is not complete."""
     states = {t.key: trial_state(plan.storage, t) for t in plan.trials}
-    missing = {
-        key: "not complete: `s3ta run` with the same file does the rest"
-        for key, state in states.items()
-        if not state.over
-    }
+    missing = {key: NOT_COMPLETE for key, state in states.items() if not state.over}
     if not any(state.complete for state in states.values()):
         raise UserError(
             f"None of the {len(states)} trials of {plan.experiment.name} is complete in "
@@ -106,7 +112,7 @@ def _open_publisher(plan: Plan, tracker: Tracker, todo: list[TrialPlan]) -> Publ
 
 def _report(plan: Plan, publisher: Publisher, failed: dict[str, str]) -> SweepResult:
     names = {t.key: t.name for t in plan.trials}
-    by_name = {names[key]: error for key, error in failed.items()}
+    by_name = {names[key]: _with_remedy(key, error, plan) for key, error in failed.items()}
     folder = report_folder(plan.experiment)
     places = _places(plan, publisher)
     result = collect(plan, publisher.run_ids, by_name, places)
@@ -116,11 +122,22 @@ def _report(plan: Plan, publisher: Publisher, failed: dict[str, str]) -> SweepRe
     return result
 
 
+def _with_remedy(key: str, error: str, plan: Plan) -> str:
+    """The error, and the command that tries that trial again."""
+    if error == NOT_COMPLETE:
+        return error
+    again = command(f"retry {key}{_results_option(plan.experiment.results)}")
+    return f"{error}\nTo try it again: {again}"
+
+
+def _results_option(results: str) -> str:
+    return "" if results == "results" else f" --results {shlex.quote(results)}"
+
+
 def _places(plan: Plan, publisher: Publisher) -> dict[str, str]:
     """Where everything is, and the commands that look further, as they can be pasted."""
     e = plan.experiment
     folder = report_folder(e)
-    option = "" if e.results == "results" else f" --results {shlex.quote(e.results)}"
     trained_here = any(trial.ready is None for trial in plan.trials)
     places = {
         "report": str(folder / "report.html"),
@@ -129,7 +146,7 @@ def _places(plan: Plan, publisher: Publisher) -> dict[str, str]:
         "per-example results": f"{plan.storage.root}/evaluations",
     }
     if not e.tracking.store:
-        places["compare in MLflow"] = command(f"ui{option}")
+        places["compare in MLflow"] = command(f"ui{_results_option(e.results)}")
     run_ids = [run_id for run_id in publisher.run_ids.values() if run_id]
     if e.tracking.store != "none" and run_ids:
         base = e.tracking.store if e.tracking.store.startswith("http") else UI_ADDRESS
@@ -145,9 +162,13 @@ def _run_missing(
 ) -> dict[str, str]:
     by_key = {t.key: t for t in plan.trials}
     writing = threading.Lock()
-    with Display(console, {t.key: t.name for t in plan.trials}) as display:
+    with (
+        Announced(plan, todo, log) as announced,
+        Display(console, {t.key: t.name for t in plan.trials}) as display,
+    ):
 
         def emit(event: Event) -> None:
+            announced.heard(event)
             display(event)
             if not event.durable:
                 return
@@ -157,7 +178,9 @@ def _run_missing(
                 else:  # the last thing that a trial says
                     publisher.finish_trial(by_key[event.trial], failed=False)
 
-        return _runner(plan, console, log)(todo, emit)
+        failed = _runner(plan, console, log)(todo, emit)
+        announced.ended(failed)
+    return failed
 
 
 def _runner(plan: Plan, console: Console, log: Path) -> RunTrials:
@@ -221,13 +244,11 @@ def _say_results(
     console.print(terminal_table(result))
     for name, why in result.stopped.items():
         console.print(f"{name} {why}", style="dim", markup=False, highlight=False)
-    keys = {trial.name: trial.key for trial in plan.trials}
     for name, error in result.failed.items():
-        console.print(f"{name} failed: {error}", style="red", markup=False, highlight=False)
-        if seconds is not None:  # it was run just now
-            retry = f"retry {keys[name]} --results {shlex.quote(plan.experiment.results)}"
-            for words in (f"its log: {log}", f"to retry it: {command(retry)}"):
-                console.print(f"  {words}", markup=False, highlight=False, soft_wrap=True)
+        words = f"{name} failed: {error}"
+        console.print(words, style="red", markup=False, highlight=False, soft_wrap=True)
+    if result.failed and seconds is not None:  # they were run just now
+        console.print(f"The log: {log}", markup=False, highlight=False, soft_wrap=True)
     width = max(map(len, result.places))
     for label, place in result.places.items():
         console.print(f"{label:{width}}  {place}", markup=False, highlight=False, soft_wrap=True)

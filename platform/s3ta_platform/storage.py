@@ -43,6 +43,12 @@ class Storage(Protocol):
     def used(self, prefix: str = "") -> int:
         """Bytes of all values whose names start so, and of what killed writers left there."""
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """The names that `list` gives, each with its bytes."""
+
+    def temporaries(self, older_than_s: float = 86400.0) -> dict[str, int]:
+        """What killed writers left, with its bytes; clear_temporaries removes it."""
+
     def delete(self, name: str) -> None:
         """Remove one value, and the folders that it leaves empty; an absent name is no error."""
 

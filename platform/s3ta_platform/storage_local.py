@@ -70,6 +70,17 @@ class LocalStorage:
         with _answering("read", Path(self.root)):
             return sum(_size(Path(self.root, name)) for name in self._walk(prefix))
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        names = self.list(prefix)
+        with _answering("read", Path(self.root)):
+            return {name: _size(Path(self.root, name)) for name in names}
+
+    def temporaries(self, older_than_s: float = 86400.0) -> dict[str, int]:
+        with _answering("read", Path(self.root)):
+            paths = {name: Path(self.root, name) for name in self._walk("")}
+            old = {n: p for n, p in paths.items() if _is_left_behind(p, older_than_s)}
+            return {name: _size(path) for name, path in old.items()}
+
     def delete(self, name: str) -> None:
         path = self._path(name)
         with _answering("delete", path):
@@ -84,7 +95,7 @@ class LocalStorage:
         with _answering("read", Path(self.root)):
             for name in self._walk(prefix):
                 path = Path(self.root, name)
-                if path.name.startswith(TEMPORARY) and _age_s(path) > older_than_s:
+                if _is_left_behind(path, older_than_s):
                     path.unlink(missing_ok=True)
                     _remove_empty(path.parent, Path(self.root))
                     removed += 1
@@ -209,6 +220,10 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _is_left_behind(path: Path, older_than_s: float) -> bool:
+    return path.name.startswith(TEMPORARY) and _age_s(path) > older_than_s
 
 
 def _age_s(path: Path) -> float:

@@ -54,12 +54,18 @@ class S3Storage:
             return self._head(self._key(name)) is not None
 
     def list(self, prefix: str = "") -> Names:
-        keys = [item["Key"] for item in self._listed(prefix)]
-        names = (key.removeprefix(self._start) for key in keys)
-        return sorted(name for name in names if "/." not in f"/{name}" and not name.endswith("/"))
+        return list(self.sizes(prefix))
 
     def used(self, prefix: str = "") -> int:
         return sum(item["Size"] for item in self._listed(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        items = self._listed(prefix)
+        found = {item["Key"].removeprefix(self._start): item["Size"] for item in items}
+        return {name: found[name] for name in sorted(filter(_is_value, found))}
+
+    def temporaries(self, older_than_s: float = 86400.0) -> dict[str, int]:
+        return {}  # a put appears whole or not at all
 
     def delete(self, name: str) -> None:
         with self._answering():
@@ -153,3 +159,8 @@ class S3Storage:
 
     def __getstate__(self) -> dict[str, str]:
         return {"bucket": self.bucket, "prefix": self.prefix}  # a client can't be pickled
+
+
+def _is_value(name: str) -> bool:
+    """Not one of the storage's own names, nor another tool's mark of a folder."""
+    return "/." not in f"/{name}" and not name.endswith("/")

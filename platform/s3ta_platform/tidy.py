@@ -16,13 +16,14 @@ def remove_needless(storage: Storage) -> None:
     """
     with suppress(OSError, UserError):
         snapshots = Snapshots(storage, budget_bytes=0)
-        for key in filter(lambda key: _is_stored(storage, key), snapshots.keys()):
+        for key in filter(lambda key: is_stored(storage, key), snapshots.keys()):
             snapshots.clear(key)
         for name in storage.list(f"{FOLDER}/"):
-            if _is_stored(storage, name.split("/")[1]):
+            if is_stored(storage, name.split("/")[1]):
                 storage.delete(name)
 
 
-def _is_stored(storage: Storage, key: str) -> bool:
+def is_stored(storage: Storage, key: str) -> bool:
+    """Whether the rows or the gallery of that key are there."""
     names = (f"evaluations/{key}.parquet", f"galleries/{key}.safetensors")
     return any(storage.exists(name) for name in names)

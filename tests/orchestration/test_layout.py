@@ -13,9 +13,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from s3ta_platform.compose import compose
+from s3ta_platform.compose import compose, restore
 from s3ta_platform.data_files import NoDataError
 from s3ta_platform.plan import make_plan
+from s3ta_platform.record import plain
 from s3ta_platform.show_plan import show_estimate
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +115,8 @@ def test_every_experiment_composes_and_plans(
     for e in [composed.experiment, *(t.experiment for t in composed.trials)]:
         assert e.about.title
         assert e.about.source, "the table or figure it stands for"
+        stored = json.loads(json.dumps(plain(e)))
+        assert restore(stored, "a run's record") == e, "a trial can be tried again from it"
     if composed.experiment.data.declared_test_images:  # its data is not at hand
         monkeypatch.chdir(tmp_path)
         printed = io.StringIO()

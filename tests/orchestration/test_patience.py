@@ -100,6 +100,8 @@ OPERATIONS: list[tuple[str, tuple[Any, ...], Any]] = [
     ("exists", ("a",), True),
     ("list", ("",), ["a"]),
     ("used", ("",), 3),
+    ("sizes", ("",), {"a": 3}),
+    ("temporaries", (), {}),
     ("delete", ("a",), None),
     ("clear_temporaries", ("",), 0),
 ]

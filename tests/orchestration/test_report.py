@@ -21,10 +21,10 @@ from s3ta.errors import UserError
 from s3ta.statistics import wilson
 from s3ta_platform.attack_names import attack_title, has_own_step_size
 from s3ta_platform.costs import short_count
+from s3ta_platform.curves import learning_curves
 from s3ta_platform.drawing import look
 from s3ta_platform.figures import (
     accuracy_against_steps,
-    learning_curves,
     spread,
     success_against_steps,
 )
@@ -314,7 +314,7 @@ def test_a_sweep_in_which_all_failed_still_gives_a_page(tmp_path: Path) -> None:
 def test_the_page_stands_alone_and_holds_every_figure(folder: Path, page: str) -> None:
     assert "http://" not in page
     assert "https://" not in page
-    assert "<script" not in page
+    assert page.count("<script") == page.count("<script>\n// Tables whose heads") == 1
     assert "<link" not in page
     sources = re.findall(r'src="([^"]*)"', page)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
@@ -340,7 +340,7 @@ def test_the_page_shows_the_numbers_that_the_rows_give(sweep: SweepResult, page:
 def test_the_words_of_the_table_are_explained_right_below_it(page: str) -> None:
     for word in ("Top-1", "Clean", "Attack", "ε (epsilon)", "Reading", "Attack success", "Unroll"):
         explained = page.index(f"<dt>{word}</dt><dd>")
-        assert page.index("<table>") < explained < page.index("<figure>")
+        assert page.index("<table") < explained < page.index("<figure>")
 
 
 def test_names_cannot_inject_markup(sweep: SweepResult, tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_names_cannot_inject_markup(sweep: SweepResult, tmp_path: Path) -> None:
         sweep, trials=[trial], class_names=names, claim="5 < 6 & 7", failed={"<u>": "<s>"}
     )
     page = write_report(odd, tmp_path).read_text()
-    for raw in ("<script", "<b>S3TA", "<i>a", "=<i>", "<u>", "<s>", "5 < 6"):
+    for raw in ("<script>alert", "<b>S3TA", "<i>a", "=<i>", "<u>", "<s>", "5 < 6"):
         assert raw not in page
     assert "&lt;b&gt;S3TA &amp; co&lt;/b&gt;" in page
     assert "5 &lt; 6 &amp; 7" in page

@@ -55,6 +55,8 @@ def test_the_bytes_below_a_prefix_are_counted(storage: Storage) -> None:
     assert storage.used("a") == 3210
     assert storage.used("a/deep/2") == 200
     assert storage.used() == 43_210
+    assert storage.sizes("a") == {"a/1": 10, "a/deep/2": 200, "ab": 3000}
+    assert list(storage.sizes()) == storage.list()
     storage.put_new("b", bytes(7))  # not stored, so not counted
     storage.delete("a/1")
     assert storage.used() == 43_200

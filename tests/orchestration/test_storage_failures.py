@@ -43,6 +43,9 @@ def test_a_writer_killed_before_the_name_exists_leaves_nothing_listed(tmp_path: 
     assert not storage.exists("a/b")
 
     assert storage.clear_temporaries("a/") == 0  # it could be a writer at work
+    assert storage.temporaries() == storage.sizes() == {}
+    ((left, size),) = storage.temporaries(older_than_s=-1).items()
+    assert (left.startswith("a/.tmp-"), size) == (True, 1000)
     assert storage.put_new("a/b", b"y")
     assert storage.clear_temporaries("a/", older_than_s=-1) == 1
     assert storage.get("a/b") == b"y"
