@@ -24,10 +24,10 @@ from s3ta.masking import (
 SOURCES = 2
 """So many models a transfer attack comes from, at least."""
 BLACK_BOXES = {
-    "square": "W-robust images broken by Square",
-    "spsa": "W-robust images broken by SPSA",
-    "transfer": "W-robust images broken by transfer",
-    "random": "W-robust images broken by random signs",
+    "square": "W-robust, broken by Square",
+    "spsa": "W-robust, broken by SPSA",
+    "transfer": "W-robust, broken by transfer",
+    "random": "W-robust, broken by random signs",
 }
 NEED_POWER = ("square", "spsa")
 """Attacks whose failure says nothing if they achieve less than this share of W's drop:"""
@@ -66,7 +66,7 @@ def missing(key: str, title: str, note: str, unit: str = "pt") -> Check:
 
 def black_box_checks(e: Evidence) -> list[Check]:
     """One per attack, and one for all together."""
-    key, title, w_N = "black_box", "W-robust images broken by any of these", e.w_robust
+    key, title, w_N = "black_box", "W-robust, broken by any of these", e.w_robust
     if w_N is None or not e.black_boxes:
         note = "W, or what is to be compared with it, was not made as a whole"
         titles = {**BLACK_BOXES, key: title}
@@ -103,7 +103,7 @@ def _broken(key: str, title: str, w_N: Flags, broken_N: Flags) -> Check:
         value=value,
         passes="<= 0.2",
         fails="> 1",
-        note=f"{int((w_N & broken_N).sum()):,} of {int(w_N.sum()):,} W-robust images",
+        note=f"{int((w_N & broken_N).sum()):,} of {int(w_N.sum()):,} images",
     )
 
 
@@ -124,7 +124,7 @@ def _weakness(e: Evidence, w_N: Flags, name: str, course: Course) -> str:
 
 def goals_agree(e: Evidence) -> Check:
     """PGD on cross-entropy and on the margin should find the same."""
-    key, title = "goals", "difference of PGD-CE and margin-PGD accuracy"
+    key, title = "goals", "PGD-CE against margin-PGD"
     if e.pgd_ce is None or e.pgd_margin is None:
         return missing(key, title, "not made")
     ce_N, margin_N = (e.robust(c.broken(STARTS)) for c in (e.pgd_ce, e.pgd_margin))
@@ -143,7 +143,7 @@ def goals_agree(e: Evidence) -> Check:
 
 def wide_ball(e: Evidence) -> Check:
     """In a ball that holds a grey image, nothing is left to be right about."""
-    key, title = "wide", "accuracy at epsilon 0.5, margin-PGD"
+    key, title = "wide", "accuracy at epsilon 0.5"
     if e.wide is None:
         return missing(key, title, "not made", "%")
     value = share(e.robust(e.wide.broken()))
@@ -160,7 +160,7 @@ def wide_ball(e: Evidence) -> Check:
 
 def zero_gradients(key: str, loss: str, zero_N: Flags | None) -> Check:
     """Where it is zero in every place, an attack that follows it stays where it is."""
-    title = f"images with zero gradient, {loss}"
+    title = f"zero gradients, {loss}"
     if zero_N is None:
         return missing(key, title, "not made", "%")
     value, gate = share(zero_N), key == "zero_margin"
@@ -179,7 +179,7 @@ def zero_gradients(key: str, loss: str, zero_N: Flags | None) -> Check:
 
 def estimates_agree(e: Evidence) -> Check:
     """The gradient is that of the loss itself, as differences of it show."""
-    key, title = "rho", "rho: cosine with the SPSA estimate / expected, median"
+    key, title = "rho", "rho (margin), median"
     if e.rho_N is None:
         return missing(key, title, "not made", "")
     value = median(e.rho_N)
@@ -196,7 +196,7 @@ def estimates_agree(e: Evidence) -> Check:
 
 def starts_gain(e: Evidence) -> Check:
     """Many starts find much more than one only where one gets stuck."""
-    key, title = "starts", f"gain of {MORE_STARTS} starts over one, margin-PGD"
+    key, title = "starts", f"gain of {MORE_STARTS} starts"
     if e.pgd_margin is None or len(e.pgd_margin.right_SNR) < 2:
         return missing(key, title, "not made")
     made = min(MORE_STARTS, len(e.pgd_margin.right_SNR))
@@ -241,7 +241,7 @@ def _last_doubling(e: Evidence, course: Course) -> float | None:
 
 def never_rises(e: Evidence) -> Check:
     """Between any two readings of the first start, where it exceeds what chance allows the most."""
-    key, title = "rise", "rise of at-step accuracy with steps"
+    key, title = "rise", "rise of accuracy with steps"
     found = [
         rise(course.right_SNR[0, :, early], course.right_SNR[0, :, late])
         for course in (e.pgd_ce, e.pgd_margin)
@@ -271,8 +271,8 @@ def rise(before_N: Flags, after_N: Flags) -> tuple[float, float]:
 def information(e: Evidence) -> list[Check]:
     """No gates: a saturated model looks smoothest of all."""
     told = (
-        ("alignment", "alignment of gradients at image and start, median", e.alignment_N),
-        ("roughness", "distance of the margin from its tangent plane, median", e.roughness_N),
+        ("alignment", "alignment of gradients, median", e.alignment_N),
+        ("roughness", "roughness of the margin, median", e.roughness_N),
     )
     return [
         Check(key=key, title=title, status=Status.info, value=median(values_N), unit="")

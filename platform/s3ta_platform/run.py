@@ -22,6 +22,7 @@ from s3ta_platform.schema import ClusterSettings, Executor
 from s3ta_platform.tables import terminal_table
 from s3ta_platform.tracking import Tracker, open_tracker
 from s3ta_platform.tracking_ui import compare_url
+from s3ta_platform.verdict import judge
 
 UI_ADDRESS = "http://127.0.0.1:5000"
 
@@ -51,7 +52,8 @@ def run(plan: Plan) -> int:
             publisher.finish_trial(trial, failed=trial.key in failed)
         result = _report(plan, publisher, failed)
         _say_results(console, plan, result, publisher, log, time.monotonic() - started)
-    return 1 if failed else 0
+        good = _judge(plan, publisher, set(failed), console)
+    return 0 if good and not failed else 1
 
 
 def _require_local_room(cluster: ClusterSettings) -> None:
@@ -78,7 +80,20 @@ def report(plan: Plan) -> int:
         publisher = _open_publisher(plan, tracker, [])
         result = _report(plan, publisher, missing)
         _say_results(console, plan, result, publisher, log, None)
-    return 1 if missing else 0
+        good = _judge(plan, publisher, set(missing), console)
+    return 0 if good and not missing else 1
+
+
+def _judge(plan: Plan, publisher: Publisher, failed: set[str], console: Console) -> bool:
+    """Where masking is asked for, a verdict per model; gives whether no check has failed."""
+    good = True
+    for trial in plan.trials if plan.experiment.masking is not None else []:
+        trained = trial.trained(plan.storage)
+        if trained is not None and trial.key not in failed:
+            verdict = judge(plan, trial, trained, console)
+            publisher.verdict(trial, verdict)
+            good = good and not verdict["failed"]
+    return good
 
 
 def _open_tracker(plan: Plan) -> Tracker:
@@ -193,7 +208,8 @@ def _say_results(
     seconds: float | None,
 ) -> None:
     console.print()
-    console.print(terminal_table(result))
+    if plan.experiment.masking is None:  # else the verdict comes last, and the table is in the report
+        console.print(terminal_table(result))
     for name, error in result.failed.items():
         console.print(f"{name} failed: {error}", style="red", markup=False, highlight=False)
     width = max(map(len, result.places))

@@ -247,7 +247,7 @@ class AttackSettings:
         share, whole = self.step_of_epsilon, self._family == "fgsm"
         goal = "targeted" if self.goal is Goal.random_target else self.goal.name
         words = {
-            self.rule.name: bool(self.sources) and self.rule.keeps_best,
+            f"{self.rule.name}": bool(self.sources) and self.rule.keeps_best,
             goal: True,
             self.loss.name: self.loss is not usual_loss.get(self.rule, Loss.cross_entropy),
             "adam": self.rule is Rule.adam,
