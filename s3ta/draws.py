@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     DISTORTION = 12  # crops and colours
     SPSA = 20
     SQUARE = 21
+    CORNERS = 22
 
 
 @dataclass(frozen=True)

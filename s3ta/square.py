@@ -16,7 +16,7 @@ from torch import Tensor
 
 from s3ta.attacks import Look
 from s3ta.draws import Key, Purpose
-from s3ta.steps import Around
+from s3ta.steps import Around, KeepsBest
 from s3ta.trajectory import Trajectory
 
 FIRST_SHARE = 0.8
@@ -64,17 +64,13 @@ def _signs(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
     return (words >> np.uint64(63)).astype(np.float32) * 2 - 1
 
 
-class Square:
+class Square(KeepsBest):
     """The point looked at is a proposal; the state keeps the best one."""
 
     def __init__(self, trajectory: Trajectory, blank: Tensor, seed: int) -> None:
         self.epsilon, self.budget = trajectory.epsilon, trajectory.steps
         self.draws = Draws(seed, trajectory.restart)
-        losses_B = torch.zeros(len(blank), device=blank.device)
-        self.state = {"best": torch.zeros_like(blank), "best_loss": losses_B}
-
-    def begin(self, slots: Tensor) -> None:
-        self.state["best_loss"][slots] = torch.inf
+        super().__init__(blank)
 
     def starts(self, around: Around) -> Tensor:
         """Stripes around every image."""
@@ -82,12 +78,6 @@ class Square:
         stripes = [self.draws.stripes(int(i), channels, width) for i in around.image_ids_B]
         signs = torch.from_numpy(np.stack(stripes)).to(around.images.device)
         return around.ball.project(around.images + self.epsilon * signs)
-
-    def observe(self, points: Tensor, seen: Look, steps_B: Tensor, around: Around) -> None:
-        s = self.state
-        better_B = seen.losses_B < s["best_loss"]
-        s["best_loss"] = torch.where(better_B, seen.losses_B, s["best_loss"])
-        s["best"] = torch.where(better_B.view(-1, 1, 1, 1), points, s["best"])
 
     def move(self, points: Tensor, seen: Look, steps_B: Tensor, around: Around) -> None:
         points.copy_(self.state["best"])
@@ -102,6 +92,3 @@ class Square:
             area = points[slot, :, row : row + size, column : column + size]
             area += change.view(-1, 1, 1)
         around.ball.project_(points)
-
-    def result(self, points: Tensor, around: Around) -> Tensor:
-        return self.state["best"]

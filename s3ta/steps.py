@@ -64,6 +64,26 @@ class _Memory:
         return points
 
 
+class KeepsBest:
+    """A random search: the point looked at is a proposal; the state keeps the best one."""
+
+    def __init__(self, blank: Tensor) -> None:
+        losses_B = torch.zeros(len(blank), device=blank.device)
+        self.state = {"best": torch.zeros_like(blank), "best_loss": losses_B}
+
+    def begin(self, slots: Tensor) -> None:
+        self.state["best_loss"][slots] = torch.inf
+
+    def observe(self, points: Tensor, seen: Look, steps_B: Tensor, around: Around) -> None:
+        s = self.state
+        better_B = seen.losses_B < s["best_loss"]
+        s["best_loss"] = torch.where(better_B, seen.losses_B, s["best_loss"])
+        s["best"] = torch.where(better_B.view(-1, 1, 1, 1), points, s["best"])
+
+    def result(self, points: Tensor, around: Around) -> Tensor:
+        return self.state["best"]
+
+
 class Sign(_Memory):
     """x - alpha sign(g), back into the ball; with momentum g is mu g' + g / |g|_1 (Dong et al.)."""
 

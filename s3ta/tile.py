@@ -13,6 +13,7 @@ from torch import Tensor
 from s3ta.apgd import APGD
 from s3ta.attacks import Look, look, look_only
 from s3ta.batch import Batch, Conditions, to_unit
+from s3ta.corners import Corners
 from s3ta.draws import Key, Purpose
 from s3ta.engine import Engine
 from s3ta.fab import FAB
@@ -27,7 +28,7 @@ from s3ta.steps import Adam, Around, Rule, Sign
 from s3ta.tally import Rows
 from s3ta.targets import Targets
 from s3ta.threat import LinfBall
-from s3ta.trajectory import Trajectory
+from s3ta.trajectory import SEARCHES, Trajectory
 from s3ta.views import losses_of
 
 Ints = npt.NDArray[np.int64]
@@ -79,7 +80,7 @@ class Tile:
         a = self.around
         if isinstance(self.rule, Square):
             return self.rule.starts(a)
-        if self.trajectory.clean_start or isinstance(self.rule, FAB):
+        if self.trajectory.clean_start or isinstance(self.rule, FAB | Corners):
             return a.images
         key = Key(self.seed, Purpose.EVAL_NOISE, epoch=self.trajectory.restart)
         uniform = torch.from_numpy(key.uniform(a.image_ids_B, self.points.shape[1:]))
@@ -93,7 +94,7 @@ class Tile:
             slots = np.flatnonzero(moving_B)
             keys = [self._directions(slot, int(steps_B[slot])) for slot in slots.tolist()]
             seen = look_around(self.losses, self.points, slots, keys, t.spsa_pairs, t.spsa_delta)
-        elif t.rule is Name.square:
+        elif t.rule in SEARCHES:
             seen = look_only(self.losses, self.points)
         elif moving_B.any():
             seen = look(self.losses, self.points)
@@ -145,6 +146,8 @@ def make_rule(trajectory: Trajectory, blank: Tensor, seed: int) -> Rule:
     """The step rule for a tile that looks like `blank`; `seed` is that of the evaluation."""
     if trajectory.rule is Name.square:
         return Square(trajectory, blank, seed)
+    if trajectory.rule is Name.random:
+        return Corners(trajectory, blank, seed)
     rules: dict[Name, Callable[[Trajectory, Tensor], Rule]] = {
         Name.sign: Sign,
         Name.adam: Adam,

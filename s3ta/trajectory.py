@@ -17,6 +17,8 @@ from s3ta.settings import (
 
 DLR_CLASSES = 4
 """So many the targeted DLR loss needs; untargeted, three would do."""
+SEARCHES = (Rule.square, Rule.random)
+"""Rules that ask for no gradient."""
 FULL_STEP_SIZE_STEPS = 16
 """From this many steps on the step size no longer depends on the total."""
 
@@ -47,13 +49,15 @@ class Trajectory:
     through: Through = Through.answer
     attention_weight: float = 0.0
     unroll: int | None = None
+    source: str = ""
+    """Digest of another model whose gradients lead the attack; empty for the attacked one's own."""
 
     @property
     def passes_per_step(self) -> int:
         """What one image's step costs, in forward passes; one back to the image costs as much."""
         if self.gradient is Gradient.spsa:
             return 2 * self.spsa_pairs + 1
-        return 1 if self.rule is Rule.square else 2
+        return 1 if self.rule in SEARCHES else 2
 
     @property
     def work(self) -> int:
@@ -115,6 +119,7 @@ def _run(attack: AttackSettings, size: float, readings: list[int], index: int) -
         through=a.through,
         attention_weight=a.attention_weight if a.through is Through.attention else 0.0,
         unroll=a.unroll,
+        source=a.sources[index // a.runs_per_source] if a.sources else "",
     )
 
 

@@ -7,6 +7,8 @@ from s3ta.settings import Goal, Rule
 UNTIL = "_until_success"
 KEEPS_BEST = tuple(f"{rule.name}_" for rule in Rule if rule.keeps_best)
 WORST = "worst_case"
+TRANSFER = "transfer_"
+"""Begins the name of an attack that other models' gradients lead."""
 GOALS = ("targeted", *(goal.name for goal in Goal))
 """The first word after the family; a target that is drawn at random goes without saying so."""
 SAME_TARGET = "_targeted_"
@@ -16,6 +18,7 @@ KNOWN = {
     "apgd_likeliest_dlr": "APGD-T",
     "fab_likeliest": "FAB-T",
     "square_untargeted": "Square",
+    "random_untargeted": "random signs",
     WORST: "worst case of these attacks",
 }
 """Attacks that the field knows by a name of their own."""

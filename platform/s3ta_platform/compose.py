@@ -4,6 +4,7 @@ A file anywhere on disk finds the packaged groups (model/, attack/, data/, ...):
 comes first, then theirs.
 """
 
+import dataclasses
 import itertools
 import json
 import re
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from hydra import compose as hydra_compose
@@ -24,9 +25,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from s3ta.errors import UserError
+from s3ta.settings import ModelSettings, TrainSettings
 from s3ta_platform.explain import blame, explain, unknown_key, yaml_message
+from s3ta_platform.override_text import as_overrides
+from s3ta_platform.restored import Restored, others_like, trained_model
 from s3ta_platform.schema import Experiment
 
+Settings = TypeVar("Settings")
 SCHEMA = "schema"
 """The name under which an experiment file's defaults list pulls in the typed schema."""
 
@@ -66,21 +71,19 @@ def compose(file: Path, overrides: Sequence[str] = ()) -> Composed:
         trials = []
         for index, point in enumerate(_points(base, overrides)):
             where = f"{file}, {_name_of(base, index, point)}"
-            as_overrides = _as_overrides(point)
-            for text in as_overrides:
+            settings = as_overrides(point)
+            for text in settings:
                 _check_override(text, f"{where}: {text!r}")
             with _explained(where, path, overrides):
-                trials.append(Trial(point, _compose_one(path, [*as_overrides, *overrides])))
+                trials.append(Trial(point, _compose_one(path, [*settings, *overrides])))
     return Composed(base, trials)
 
 
 def restore(settings: Mapping[str, Any], where: str) -> Experiment:
     """A composed experiment from its plain values (record.plain); `where` names their place."""
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.create(dict(settings)))
-        assert isinstance(config, DictConfig)
-        return _typed(config)
-    except (UserError, OmegaConfBaseException) as error:
+        return typed(Experiment, settings)
+    except UserError as error:
         raise UserError(
             f"{where} holds settings that this version does not take ({error}): run the experiment "
             "file itself."
@@ -88,23 +91,80 @@ def restore(settings: Mapping[str, Any], where: str) -> Experiment:
 
 
 def _compose_one(path: Path, overrides: Sequence[str]) -> Experiment:
+    config = _config(path, overrides)
+    if not config.checkpoint:
+        return _without_idle_transfer(_complete(config))
+    model = trained_model(config.checkpoint, config.results)
+    experiment = _complete(_config(path, [*_brought_along(model, config, overrides), *overrides]))
+    restored = dataclasses.replace(
+        experiment,
+        checkpoint=model.trial,
+        model=typed(ModelSettings, model.settings["model"]),
+        train=typed(TrainSettings, model.settings["train"]),
+        results=model.storage.root,
+    )
+    return _without_idle_transfer(restored)
+
+
+def _brought_along(model: Restored, config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """What a checkpoint knows better than the file, and whoever types an override knows best."""
+    for text in overrides:
+        if text.startswith(("model.", "model=", "train.", "train=")):
+            raise UserError(
+                f"override {text!r}: the checkpoint brings its own model and training along. "
+                "Leave it out, or leave out checkpoint."
+            )
+    known: dict[str, Any] = {"data": model.settings["data"]}
+    if config.masking is not None:
+        known["masking.sources"] = others_like(model)[:2]
+        if model.epsilon_255 is not None:
+            known["masking.epsilon_255"] = model.epsilon_255
+    return as_overrides(known)
+
+
+def _without_idle_transfer(experiment: Experiment) -> Experiment:
+    """A transfer attack from nowhere would be another attack of the model on itself."""
+    attacks = experiment.evaluate.attacks
+    if experiment.masking is None or experiment.masking.sources or "transfer" not in attacks:
+        return experiment
+    kept = {name: attack for name, attack in attacks.items() if name != "transfer"}
+    return dataclasses.replace(
+        experiment, evaluate=dataclasses.replace(experiment.evaluate, attacks=kept)
+    )
+
+
+def typed(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Settings from what `record.plain` made of them; UserError if they are none."""
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"A stored trial has settings that this version does not know ({reason}). Train it "
+            "anew, or use the version that trained it."
+        ) from error
+    assert isinstance(found, kind)
+    return found
+
+
+def _config(path: Path, overrides: Sequence[str]) -> DictConfig:
     folder = json.dumps(f"file://{groups_folder()}", ensure_ascii=False)
     with warnings.catch_warnings():
         # A file without `_self_` is as good as one that ends its defaults with it.
         warnings.filterwarnings("ignore", message=".*missing `_self_`.*")
-        config = hydra_compose(
+        return hydra_compose(
             config_name=path.stem, overrides=[f"hydra.searchpath=[{folder}]", *overrides]
         )
+
+
+def _complete(config: DictConfig) -> Experiment:
+    """With a value for everything, as typed settings."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(
             f"{missing[0]} has no value: it must be set in the experiment file, "
             f"or on the command line as {missing[0]}=VALUE."
         )
-    return _typed(config)
-
-
-def _typed(config: DictConfig) -> Experiment:
     experiment = OmegaConf.to_object(config)
     assert isinstance(experiment, Experiment)
     return experiment
@@ -195,37 +255,7 @@ def _name_of(base: Experiment, index: int, point: dict[str, Any]) -> str:
     """Where a reader finds a point."""
     if base.sweep.points:
         return f"sweep.points, entry {index + 1}"
-    return f"sweep.grid at {', '.join(_as_overrides(point))}"
-
-
-def _as_overrides(point: Mapping[str, Any]) -> list[str]:
-    flat = dict(_flat(point))
-    # Group choices first: they bring the keys that the other overrides change.
-    return [f"{key}={_text(flat[key])}" for key in sorted(flat, key=lambda k: ("." in k, k))]
-
-
-def _flat(point: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
-    """`{train: {epochs: 2}}` is `{train.epochs: 2}`."""
-    for key, value in point.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{start}{key}.")
-        else:
-            yield start + str(key), value
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
-        return value
-    return _nested(value)
-
-
-def _nested(value: Any) -> str:
-    """As JSON, but a section's keys stand without quotes, as Hydra reads them."""
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {_nested(entry)}' for key, entry in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_nested, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    return f"sweep.grid at {', '.join(as_overrides(point))}"
 
 
 @contextmanager

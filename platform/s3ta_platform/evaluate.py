@@ -22,6 +22,7 @@ from s3ta_platform.shards import (
     Work,
     evaluation_ids,
     plan_portraits,
+    plan_probes,
     plan_shards,
 )
 from s3ta_platform.stopping import Stopping
@@ -65,7 +66,9 @@ def evaluate(job: EvaluateJob, fan_out: FanOut, emit: Emit = ignore) -> int:
     names = set(storage.list("evaluations/"))
     stored = {s.key for s in shards if s.name in names}
     progress = Progress(job.trial, shards, stored, partial(read_tally, storage), emit)
-    todo: list[Work] = [s for s in shards if s.key not in stored]
+    looked_at = set(storage.list("probes/"))
+    todo: list[Work] = [p for p in plan_probes(job, ids) if p.name not in looked_at]
+    todo += [s for s in shards if s.key not in stored]
     halfwidth, stopping = job.evaluate.stop_when.halfwidth, None
     if halfwidth is not None:
         stopping = Stopping(shards, len(ids), halfwidth)

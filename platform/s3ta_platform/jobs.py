@@ -40,6 +40,20 @@ class TrainJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceModel:
+    """Another model, whose gradients lead a transfer attack."""
+
+    name: str
+    model: ModelSettings
+    digest: str
+    root: str
+    """Of the results it is in; a model of a factory is in none, and in no trial."""
+    trial: str
+    step: int
+    """Of its checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
     """One trained model and what it has to stand; can be pickled."""
 
@@ -63,8 +77,12 @@ class EvaluateJob:
     """Resolved: `cpu` or `cuda`."""
     device_class: str
     cluster: ClusterSettings
+    sources: tuple[SourceModel, ...] = ()
+    """The models that attacks name by their digests."""
 
-    def key_parts(self, trajectory: Trajectory, image_ids: tuple[int, ...]) -> dict[str, Any]:
+    def key_parts(
+        self, trajectory: Trajectory | None, image_ids: tuple[int, ...]
+    ) -> dict[str, Any]:
         """All that decides the rows of this model, attacked so, on these images."""
         return {
             "result_version": RESULT_VERSION,
@@ -81,6 +99,10 @@ class EvaluateJob:
     def key(self, trajectory: Trajectory, image_ids: tuple[int, ...]) -> str:
         """The content key of this piece of work."""
         return content_key(**self.key_parts(trajectory, image_ids))
+
+    def probe_key(self, image_ids: tuple[int, ...]) -> str:
+        """The content key of a look at these images' gradients."""
+        return content_key(**self.key_parts(None, image_ids), probe=self.evaluate.probe)
 
 
 def open_images(

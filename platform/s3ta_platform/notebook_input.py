@@ -27,6 +27,8 @@ def check_attacks(attacks: Sequence[AttackSettings]) -> None:
     """UserError unless there are some and their names differ."""
     good = isinstance(attacks, Sequence) and all(isinstance(a, AttackSettings) for a in attacks)
     must_be(good and bool(attacks), "attacks", attacks, "a list of at least one AttackSettings")
+    led = [attack.name for attack in attacks if attack.sources]
+    must_be(not led, "attack.sources of", led, "empty", "Transfer attacks need an experiment file.")
     names = [attack.name for attack in attacks]
     must_be(
         len(set(names)) == len(names),

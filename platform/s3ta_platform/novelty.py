@@ -23,7 +23,8 @@ def parts_name(key: str) -> str:
 
 def write_parts(storage: Storage, trial: TrialPlan) -> None:
     """Store what the trial's key is a digest of, unless it is there."""
-    storage.put_new(parts_name(trial.key), json.dumps(plain(trial.parts), indent=1).encode())
+    if trial.parts:  # none for a checkpoint: whoever trained it has stored them
+        storage.put_new(parts_name(trial.key), json.dumps(plain(trial.parts), indent=1).encode())
 
 
 def stored_settings(storage: Storage) -> dict[str, Settings]:

@@ -10,8 +10,9 @@ from typing import Any
 from s3ta.errors import UserError
 from s3ta_platform.compose import Composed, Trial
 from s3ta_platform.devices import device_class, resolve_device
-from s3ta_platform.jobs import EvaluateJob, Ids, TrainJob
+from s3ta_platform.jobs import EvaluateJob, Ids, SourceModel, TrainJob
 from s3ta_platform.legs import Leg, legs_of
+from s3ta_platform.masking_roles import check_roles
 from s3ta_platform.places import tracking_address
 from s3ta_platform.plan_data import (
     ExperimentData,
@@ -20,8 +21,10 @@ from s3ta_platform.plan_data import (
     training_steps,
 )
 from s3ta_platform.record import RESULT_VERSION, content_key, plain, trial_parts
+from s3ta_platform.restored import trained_model
 from s3ta_platform.schema import Experiment
-from s3ta_platform.shards import evaluation_ids, plan_portraits, plan_shards
+from s3ta_platform.shards import evaluation_ids, plan_portraits, plan_probes, plan_shards
+from s3ta_platform.sources import with_sources
 from s3ta_platform.storage import Storage, open_storage
 from s3ta_platform.stored_shards import enough_images
 from s3ta_platform.tracking_ui import absolute
@@ -59,6 +62,8 @@ class TrialPlan:
     """All that the key is a digest of."""
     ready: Trained | None = None
     """A model of one's own, which is not trained here."""
+    sources: tuple[SourceModel, ...] = ()
+    """The models that its transfer attacks name by their digests."""
 
     @property
     def epoch_steps(self) -> int:
@@ -112,6 +117,7 @@ class TrialPlan:
             device=self.train.device,
             device_class=self.device_class,
             cluster=self.experiment.cluster,
+            sources=self.sources,
         )
 
 
@@ -130,6 +136,7 @@ class TrialState:
     shards_done: int
     """0 as long as the model is not trained: the model's digest is part of a shard's key."""
     gallery_done: bool
+    probes_done: bool = True
     stopped: Stopped | None = None
     """By successive halving: nothing more is to be done."""
 
@@ -140,7 +147,8 @@ class TrialState:
 
     @property
     def complete(self) -> bool:
-        return self.trained is not None and self.shards == self.shards_done and self.gallery_done
+        attacked = self.shards == self.shards_done and self.gallery_done
+        return self.trained is not None and attacked and self.probes_done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +204,7 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
         shards=len(shards),
         shards_done=sum(s.name in stored for s in shards),
         gallery_done=portraits is None or storage.exists(portraits.name),
+        probes_done={p.name for p in plan_probes(job, plan.test_ids)} <= {*storage.list("probes/")},
     )
 
 
@@ -216,8 +225,10 @@ def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
         )
     device = resolve_device(e.cluster.device)
     _check_tracking(e)
-    model = _plan_training(e, data) if e.model.factory is None else _plan_own_model(e, data)
-    test = data.manifest(e, e.data.test)
+    model, test = _plan_model(e, data), data.manifest(e, e.data.test)
+    shape_CHW = data.images(e, e.data.test).shape_CHW
+    e, sources = with_sources(e, shape_CHW, len(test.class_names))
+    check_roles(e)
     return TrialPlan(
         key=model.key,
         name=name,
@@ -239,9 +250,10 @@ def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
         test_ids=evaluation_ids(data.images(e, e.data.test).ids_N, e.evaluate),
         test_digest=test.digest,
         device_class=device_class(device, e.cluster.threads),
-        image_size=data.images(e, e.data.test).shape_CHW[1],
+        image_size=shape_CHW[1],
         train_images=model.train_images,
         ready=model.ready,
+        sources=sources,
     )
 
 
@@ -255,6 +267,19 @@ class _Model:
     ready: Trained | None
     train_images: int
     parts: dict[str, Any]
+
+
+def _plan_model(e: Experiment, data: ExperimentData) -> _Model:
+    if e.checkpoint:
+        return _plan_checkpoint(e, data)
+    return _plan_training(e, data) if e.model.factory is None else _plan_own_model(e, data)
+
+
+def _plan_checkpoint(e: Experiment, data: ExperimentData) -> _Model:
+    """A model that is trained already; neither its training nor its training images are needed."""
+    check_attacked(e, data.manifest(e, e.data.test))
+    trained = trained_model(e.checkpoint, e.results).trained
+    return _Model(e.checkpoint, trained.step, None, 0, {})
 
 
 def _plan_training(e: Experiment, data: ExperimentData) -> _Model:

@@ -5,6 +5,7 @@ compare view is then the paper's Figure 3, and attack success its Figure 5.
 """
 
 from pathlib import Path
+from typing import Any
 
 from s3ta.settings import Objective, TrainSettings
 from s3ta_platform.asha import rung_points
@@ -82,6 +83,13 @@ class Publisher:
         run_id = self.run_ids[trial.key]
         self.tracker.log_dict(run_id, plain(trial.experiment), "config.yaml")
         self.tracker.finish(run_id, "FAILED" if failed else "FINISHED")
+
+    def verdict(self, trial: TrialPlan, verdict: dict[str, Any]) -> None:
+        """On gradient masking."""
+        run_id = self.run_ids[trial.key]
+        self.tracker.log_dict(run_id, verdict, "masking.json")
+        gates = [c for c in verdict["checks"] if c["value"] is not None]
+        self.tracker.log_table_scalars(run_id, {f"masking/{c['key']}": c["value"] for c in gates})
 
     def finish(self, report: Path | None, figures: list[Path], status: Status) -> None:
         """The sweep's own run: report and figures."""

@@ -44,10 +44,10 @@ class Evaluated:
 
 def find_model(word: str, results: str) -> Evaluated:
     """The one evaluated model that is meant; UserError that lists what there is."""
-    inside = IN_TRIAL.fullmatch(_absolute(word))
+    inside = in_trial(word)
     if inside is not None:
-        storage = open_storage(inside["root"])
-        found = [m for m in evaluated_models(storage) if m.trial == inside["key"]]
+        storage = open_storage(inside[0])
+        found = [m for m in evaluated_models(storage) if m.trial == inside[1]]
         return _the_one(word, found, evaluated_models(storage), storage)
     storage = open_storage(results)
     models = evaluated_models(storage)
@@ -71,6 +71,12 @@ def evaluated_models(storage: Storage) -> list[Evaluated]:
         for (trial, digest), records in groups.items()
     ]
     return sorted(models, key=lambda m: (m.name, m.trial, m.digest))
+
+
+def in_trial(word: str) -> tuple[str, str] | None:
+    """Results root and key, if it is a trial's folder or something in it."""
+    inside = IN_TRIAL.fullmatch(_absolute(word))
+    return None if inside is None else (inside["root"], inside["key"])
 
 
 def _absolute(word: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow.compute as pc
 
-from s3ta_platform.attack_names import KEEPS_BEST
+from s3ta_platform.attack_names import KEEPS_BEST, TRANSFER
 from s3ta_platform.results import TrialResult
 
 AUTOATTACK = {"apgd_untargeted", "apgd_likeliest_dlr", "fab_likeliest", "square_untargeted"}
@@ -21,6 +21,8 @@ def remarks(trials: Sequence[TrialResult]) -> list[str]:
 def agreement(trial: TrialResult) -> float | None:
     """In how many readings the copy that led the attack answers as the model itself does."""
     rows = trial.rows.filter(pc.equal(trial.rows["quarantined"], ""))
+    led = pc.starts_with(rows["attack"], TRANSFER)  # by another model, which need not agree
+    rows = rows.filter(pc.invert(led))
     if not len(rows):
         return None
     return float(pc.mean(pc.equal(rows["prediction"], rows["attack_prediction"])).as_py())

@@ -29,6 +29,7 @@ from s3ta_platform.schema import Executor
 from s3ta_platform.tables import terminal_table
 from s3ta_platform.tracking import Tracker, open_tracker
 from s3ta_platform.tracking_ui import compare_url
+from s3ta_platform.verdict import judge
 
 UI_ADDRESS = "http://127.0.0.1:5000"
 NOT_COMPLETE = "not complete: `s3ta run` with the same file does the rest"
@@ -68,7 +69,8 @@ def run(plan: Plan, only: Collection[str] | None = None) -> int:
                 publisher.finish_trial(trial, failed=trial.key in failed)
         result = _report(plan, publisher, left | failed)
         _say_results(console, plan, result, publisher, log, time.monotonic() - started)
-    return 1 if failed else 0
+        good = _judge(plan, publisher, set(failed), console)
+    return 0 if good and not failed else 1
 
 
 def _require_local_room(plan: Plan) -> None:
@@ -93,7 +95,20 @@ def report(plan: Plan) -> int:
         publisher = _open_publisher(plan, tracker, [])
         result = _report(plan, publisher, missing)
         _say_results(console, plan, result, publisher, log, None)
-    return 1 if missing else 0
+        good = _judge(plan, publisher, set(missing), console)
+    return 0 if good and not missing else 1
+
+
+def _judge(plan: Plan, publisher: Publisher, failed: set[str], console: Console) -> bool:
+    """Where masking is asked for, a verdict per model; gives whether no check has failed."""
+    good = True
+    for trial in plan.trials if plan.experiment.masking is not None else []:
+        trained = trial.trained(plan.storage)
+        if trained is not None and trial.key not in failed:
+            verdict = judge(plan, trial, trained, console)
+            publisher.verdict(trial, verdict)
+            good = good and not verdict["failed"]
+    return good
 
 
 def _open_tracker(plan: Plan) -> Tracker:
@@ -241,7 +256,10 @@ def _say_results(
     seconds: float | None,
 ) -> None:
     console.print()
-    console.print(terminal_table(result))
+    if (
+        plan.experiment.masking is None
+    ):  # else the verdict comes last, and the table is in the report
+        console.print(terminal_table(result))
     for name, why in result.stopped.items():
         console.print(f"{name} {why}", style="dim", markup=False, highlight=False)
     for name, error in result.failed.items():

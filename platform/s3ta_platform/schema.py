@@ -15,6 +15,7 @@ from s3ta.settings import (
     ModelSettings,
     TrainSettings,
     require,
+    require_epsilon,
 )
 from s3ta_platform.attack_names import any_step
 from s3ta_platform.published import SYSTEMS
@@ -96,6 +97,23 @@ class StopSettings:
 
 
 @dataclass(kw_only=True)
+class ProbeSettings:
+    """A look at the gradients that attacks follow, where they start: see s3ta/gradient_probe.py."""
+
+    epsilon_255: float = 16.0
+    pairs: int = 2048
+    """Antithetic pairs of probes that a gradient is compared with."""
+    delta: float = 0.01
+    """How far a probe is from the start, in [0, 1] image units."""
+
+    def __post_init__(self) -> None:
+        require_epsilon("evaluate.probe.epsilon_255", self.epsilon_255)
+        require(self.pairs >= 1, "evaluate.probe.pairs", self.pairs, "at least 1")
+        good = 0 < self.delta <= 1
+        require(good, "evaluate.probe.delta", self.delta, "above 0 and at most 1")
+
+
+@dataclass(kw_only=True)
 class EvaluateSettings:
     """The attacks that every trained model has to stand, and on what."""
 
@@ -110,6 +128,7 @@ class EvaluateSettings:
     """Steps of plain PGD per job, or what costs as much, added up over its images, in whole tiles:
     64 images for 100 steps, 640 for 10, at least one tile. So all jobs cost about the same."""
     engine: EngineSettings = field(default_factory=EngineSettings)
+    probe: ProbeSettings | None = None
     stop_when: StopSettings = field(default_factory=StopSettings)
     gallery_images: int = 8
     """Images kept whole for the report, before and after the attack."""
@@ -167,6 +186,24 @@ class AshaSettings:
         require(factor >= 2, f"{name}.reduction_factor", factor, "at least 2")
         good = self.images is None or self.images >= 1
         require(good, f"{name}.images", self.images, "at least 1, or null")
+
+
+@dataclass(kw_only=True)
+class MaskingSettings:
+    """Ends a run with the gradient-masking verdict, made of `evaluate.attacks` by their names.
+
+    These are pgd_ce, pgd_margin, apgd_ce, apgd_t, wide, square, spsa, transfer and random; what is
+    left out leaves its checks inconclusive.
+    """
+
+    epsilon_255: float = 16.0
+    """Of all attacks but `wide`; by default that of the checkpoint's adversarial training."""
+    sources: list[str] = field(default_factory=list)
+    """Two other models that the transfer attack comes from, named as for `s3ta compare`; by default
+    the first two of the results root that take such images."""
+
+    def __post_init__(self) -> None:
+        require_epsilon("masking.epsilon_255", self.epsilon_255)
 
 
 @dataclass(kw_only=True)
@@ -296,11 +333,14 @@ class Experiment:
     """One experiment file, composed."""
 
     name: str = "???"
+    checkpoint: str = ""
+    """A model that is trained already, named as for `s3ta compare`: its settings come with it."""
     about: About = field(default_factory=About)
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    masking: MaskingSettings | None = None
     sweep: SweepSettings = field(default_factory=SweepSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
@@ -316,6 +356,12 @@ class Experiment:
             "(it names a folder)",
         )
         self._check_workers()
+        require(
+            self.masking is None or self.evaluate.stop_when.halfwidth is None,
+            "evaluate.stop_when.halfwidth",
+            self.evaluate.stop_when.halfwidth,
+            "null where masking is asked for: its checks need the same images of every attack",
+        )
         if self.sweep.halving is not None:
             known = asha_metrics(self.evaluate)
             require(

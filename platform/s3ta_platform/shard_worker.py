@@ -3,14 +3,17 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import nn
 
 from s3ta.batch import Batch, Conditions
 from s3ta.engine import Engine, make_engine
 from s3ta.evaluation import AttackRun
+from s3ta.gradient_probe import probe_gradients
 from s3ta.tally import Rows, Tally
 from s3ta_platform import pulse
 from s3ta_platform.bisection import shard_head
@@ -18,10 +21,12 @@ from s3ta_platform.devices import pin_arithmetic
 from s3ta_platform.gallery import make_gallery
 from s3ta_platform.jobs import EvaluateJob, open_images
 from s3ta_platform.leases import Lease, Leases
-from s3ta_platform.models import load_model
+from s3ta_platform.models import load_model, load_source
 from s3ta_platform.patience import patient
+from s3ta_platform.probe_rows import write_probe
+from s3ta_platform.record import plain
 from s3ta_platform.rows import SCHEMA, to_parquet
-from s3ta_platform.shards import DoWork, Portraits, Quarantine, Shard, Work
+from s3ta_platform.shards import DoWork, Portraits, Probe, Quarantine, Shard, Work
 from s3ta_platform.snapshots import Snapshots
 from s3ta_platform.storage import open_storage
 from s3ta_platform.stored_shards import read_tally
@@ -51,14 +56,10 @@ class Worker:
         unhurried = open_storage(job.root, durable=False)
         self.leases = Leases(unhurried, owner, cluster.lease_s)
         self.snapshots = Snapshots(unhurried, cluster.snapshot_budget_mb * 10**6, log.warning)
-        images = open_images(job.data.test, job.data, job.model)
-        self.engine: Engine = make_engine(
-            load_model(job, self.storage),
-            job.evaluate.engine,
-            images.shape_CHW,
-            job.evaluate.tile,
-            job.device,
-        )
+        self.images = images = open_images(job.data.test, job.data, job.model)
+        self.engine = self._engine(load_model(job, self.storage))
+        self.engines: dict[str, Engine] = {}
+        """By the digest of the model that leads."""
         self.conditions = Conditions(
             classes=job.classes, seed=job.evaluate.seed, tile=job.evaluate.tile
         )
@@ -72,6 +73,20 @@ class Worker:
 
         self.read: Callable[[tuple[int, ...]], Batch] = read
 
+    def led_by(self, source: str) -> Engine:
+        """The model, with the gradients of the one of that digest; its own for an empty one."""
+        if source and source not in self.engines:
+            other = next(s for s in self.job.sources if s.digest == source)
+            storage = self.storage if other.root == self.job.root else open_storage(other.root)
+            lead = self._engine(load_source(other, self.job, storage))
+            self.engines[source] = replace(self.engine, fast=lead.fast, folded=lead.folded)
+        return self.engines[source] if source else self.engine
+
+    def _engine(self, model: nn.Module) -> Engine:
+        job = self.job
+        shape_CHW, engine = self.images.shape_CHW, job.evaluate.engine
+        return make_engine(model, engine, shape_CHW, job.evaluate.tile, job.device)
+
     def do(self, work: Work) -> Tally:
         """Do one piece, unless it is stored; Postponed if another driver is at it."""
         if isinstance(work, Quarantine):
@@ -81,7 +96,9 @@ class Worker:
             raise Postponed(f"{work} is being done by another run")
         try:
             if self.storage.exists(work.name):
-                return Tally() if isinstance(work, Portraits) else read_tally(self.storage, work)
+                return read_tally(self.storage, work) if isinstance(work, Shard) else Tally()
+            if isinstance(work, Probe):
+                return self._probe(work, lease)
             return (
                 self._portraits(work) if isinstance(work, Portraits) else self._shard(work, lease)
             )
@@ -90,13 +107,15 @@ class Worker:
 
     def _portraits(self, work: Portraits) -> Tally:
         batch = None if work.skip else self.read(work.image_ids)
-        gallery = make_gallery(self.engine, batch, work, self.conditions)
+        engine = self.led_by(work.trajectory.source)
+        gallery = make_gallery(engine, batch, work, self.conditions)
         self.storage.put_new(work.name, gallery)
         return Tally()
 
     def _shard(self, work: Shard, lease: Lease) -> Tally:
         batch = self.read(work.image_ids)
-        run = AttackRun(self.engine, batch, work.trajectory, self.conditions)
+        engine = self.led_by(work.trajectory.source)
+        run = AttackRun(engine, batch, work.trajectory, self.conditions)
         self._restore(run, work)
         rows = run.run(_Keeper(self.job, self.snapshots, work, lease))
         self._store(work, rows, {})
@@ -114,6 +133,25 @@ class Worker:
             return
         run.restore(arrays)
         log.info("%s: goes on at step %d", work, step)
+
+    def _probe(self, work: Probe, lease: Lease) -> Tally:
+        def on_image(done: int) -> None:
+            pulse.beat(done)
+            lease.beat()
+
+        settings = self.job.evaluate.probe
+        assert settings is not None
+        rows = probe_gradients(
+            self.engine,
+            self.read(work.image_ids),
+            self.conditions,
+            epsilon=settings.epsilon_255 / 255,
+            pairs=settings.pairs,
+            delta=settings.delta,
+            on_image=on_image,
+        )
+        write_probe(self.storage, work, rows, {"probe": plain(settings)})
+        return Tally()
 
     def _quarantine(self, work: Quarantine) -> Tally:
         none = {f.name: np.zeros(0, f.type.to_pandas_dtype()) for f in SCHEMA}

@@ -64,6 +64,21 @@ class Portraits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A look at the gradients of a few images."""
+
+    key: str
+    image_ids: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"probes/{self.key}.parquet"
+
+    def __str__(self) -> str:
+        return f"probe {self.key}: {len(self.image_ids)} images from id {self.image_ids[0]}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quarantine:
     """A shard of one image that ended every worker that tried it."""
 
@@ -71,9 +86,9 @@ class Quarantine:
     error: str
 
 
-Work = Shard | Portraits | Quarantine
+Work = Shard | Portraits | Probe | Quarantine
 DoWork = Callable[[Work], Tally]
-"""Does one piece and counts its records; a gallery counts nothing."""
+"""Does one piece and counts its records; a gallery or a probe counts nothing."""
 
 
 def evaluation_ids(
@@ -120,6 +135,15 @@ def shard_size(settings: EvaluateSettings, trajectory: Trajectory) -> int:
         return max(images, 1)  # each image is computed in chunks of its own
     tiles = min(max(images // settings.tile, 1), AT_MOST_TILES)
     return tiles * settings.tile
+
+
+def plan_probes(job: EvaluateJob, ids: npt.NDArray[np.int64]) -> list[Probe]:
+    """Looks at all images' gradients, cut as attacks are; none if nobody asks for them."""
+    if job.evaluate.probe is None:
+        return []
+    size = max(job.evaluate.shard_steps // job.evaluate.probe.pairs, 1)
+    pieces = [tuple(ids[start : start + size].tolist()) for start in range(0, len(ids), size)]
+    return [Probe(key=job.probe_key(piece), image_ids=piece) for piece in pieces]
 
 
 def plan_portraits(job: EvaluateJob, ids: npt.NDArray[np.int64]) -> Portraits | None:

@@ -25,5 +25,6 @@ def remove_needless(storage: Storage) -> None:
 
 def is_stored(storage: Storage, key: str) -> bool:
     """Whether the rows or the gallery of that key are there."""
-    names = (f"evaluations/{key}.parquet", f"galleries/{key}.safetensors")
+    rows = [f"{folder}/{key}.parquet" for folder in ("evaluations", "probes")]
+    names = [*rows, f"galleries/{key}.safetensors"]
     return any(storage.exists(name) for name in names)

@@ -23,7 +23,7 @@ from s3ta.training import optimizer
 from s3ta.vision import recompute_blocks
 from s3ta_platform import checkpoints
 from s3ta_platform.jobs import TrainJob
-from s3ta_platform.record import content_key
+from s3ta_platform.record import content_key, plain
 from s3ta_platform.storage import Storage
 from s3ta_platform.trials import checkpoint_prefix, trained_name
 
@@ -196,6 +196,12 @@ def finish(job: TrainJob, storage: Storage, step: int, trial: str) -> None:
         "step": step,
         "model_digest": deployed_digest(job.model, model),
         "parameters": parameters(model),
+        "settings": {
+            "model": plain(job.model),
+            "train": plain(job.train),
+            "data": plain(job.data),
+            "classes": job.classes,
+        },
     }
     storage.put_new(trained_name(trial), json.dumps(record).encode())
 

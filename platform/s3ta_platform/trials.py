@@ -19,6 +19,9 @@ class Trained:
     model_digest: str
     """Names the settings and all weights of the deployed model; of a factory's its answers too."""
     parameters: int
+    settings: dict[str, Any] | None = None
+    """`model`, `train` and `data` as they were, and `classes`: with them the key alone is enough to
+    load the model. None for a model of a factory, and for records of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

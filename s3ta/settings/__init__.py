@@ -16,7 +16,7 @@ from s3ta.settings.attacks import (
     Start,
     Through,
 )
-from s3ta.settings.checks import require
+from s3ta.settings.checks import require, require_epsilon
 from s3ta.settings.models import AttentionSettings, Basis, ModelSettings, Queries
 from s3ta.settings.training import (
     Augmentation,
@@ -59,4 +59,5 @@ __all__ = [
     "TrainSettings",
     "VisionSettings",
     "require",
+    "require_epsilon",
 ]

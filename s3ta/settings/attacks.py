@@ -36,18 +36,19 @@ class Loss(Enum):
 
 
 class Rule(Enum):
-    """How a step follows from the gradient: see `steps`, `apgd`, `fab` and `square`."""
+    """How a step follows from the gradient: see `steps`, `apgd`, `fab`, `square`, `corners`."""
 
     sign = "sign"
     adam = "adam"
     apgd = "apgd"
     fab = "fab"
     square = "square"
+    random = "random"
 
     @property
     def keeps_best(self) -> bool:
         """It uses up its whole budget and returns its best point: no readings on the way."""
-        return self in (Rule.apgd, Rule.fab, Rule.square)
+        return self in (Rule.apgd, Rule.fab, Rule.square, Rule.random)
 
 
 class Gradient(Enum):
@@ -104,14 +105,14 @@ class AttackSettings:
     readings: list[int] = field(default_factory=lambda: [10, 100])
     """Step counts at which accuracy is measured. Where the steps depend on the total (signed steps
     below 16, `apgd`, `square`) or only the best point counts, each is a run of its own; all others
-    share one."""
+    share one. Of `random`: how many random signs are tried."""
     mode: Mode = Mode.full
     """`until_success` stops an image when this attack's own goal is met: cheaper, and only the
     any-step measure of that goal means something. Rules that keep their best point always do."""
     rule: Rule = Rule.sign
     gradient: Gradient = Gradient.autograd
     start: Start = Start.noise
-    """Of gradient steps; `fab` starts at the image, `square` at stripes."""
+    """Of gradient steps; `fab` and `random` start at the image, `square` at stripes."""
     restarts: int = 1
     """Runs from different starts; an image withstands the attack if it withstands all of them."""
     step_of_epsilon: float | None = None
@@ -133,6 +134,9 @@ class AttackSettings:
     """For `through: attention`: what a map that is moved as a whole adds to the loss."""
     unroll: int | None = None
     """Attack through this many glances instead of the deployed number."""
+    sources: list[str] = field(default_factory=list)
+    """A transfer attack: the gradients are those of other models, here named as for `s3ta compare`,
+    each in runs of its own. The judge is the attacked model all the same."""
 
     def __post_init__(self) -> None:
         require_epsilon("attack.epsilon_255", self.epsilon_255)
@@ -196,10 +200,25 @@ class AttackSettings:
             "fab",
             "used with goal: likeliest and loss: difference",
         )
+        require(
+            not self.sources
+            or (self.through is Through.answer and self.unroll is None and self.sources_differ),
+            "attack.sources",
+            self.sources,
+            "empty, or different models, with attack.through: answer and no attack.unroll",
+        )
+
+    @property
+    def sources_differ(self) -> bool:
+        return len(set(self.sources)) == len(self.sources)
 
     @property
     def runs(self) -> int:
-        """Starts and classes that it is led to, multiplied."""
+        """Starts, classes that it is led to and models whose gradients it follows, multiplied."""
+        return self.runs_per_source * max(1, len(self.sources))
+
+    @property
+    def runs_per_source(self) -> int:
         return self.restarts * (self.targets if self.goal is Goal.likeliest else 1)
 
     @property
@@ -209,6 +228,8 @@ class AttackSettings:
 
     @property
     def _family(self) -> str:
+        if self.sources:
+            return "transfer"
         if self.rule.keeps_best:
             return self.rule.name
         if self.gradient is Gradient.spsa:
@@ -219,12 +240,14 @@ class AttackSettings:
     @property
     def _words(self) -> list[str]:
         """What differs from the family's usual form."""
-        usual_loss = {Rule.fab: Loss.difference, Rule.square: Loss.margin}
+        searches = dict.fromkeys((Rule.square, Rule.random), Loss.margin)
+        usual_loss = {Rule.fab: Loss.difference, **searches}
         start = self.start is Start.clean and self._family != "fgsm" and not self.rule.keeps_best
         until = self.mode is Mode.until_success and not self.rule.keeps_best
         share, whole = self.step_of_epsilon, self._family == "fgsm"
         goal = "targeted" if self.goal is Goal.random_target else self.goal.name
         words = {
+            f"{self.rule.name}": bool(self.sources) and self.rule.keeps_best,
             goal: True,
             self.loss.name: self.loss is not usual_loss.get(self.rule, Loss.cross_entropy),
             "adam": self.rule is Rule.adam,
