@@ -30,6 +30,8 @@ class Purpose(IntEnum):
     DISTORTION = 12  # crops and colours
     SPSA = 20
     SQUARE = 21
+    RANDOM_SIGNS = 30  # directions that nobody chose, beside an attack's
+    BOOTSTRAP = 31
 
 
 @dataclass(frozen=True)
