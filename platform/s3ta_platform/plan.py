@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3ta.errors import UserError
+from s3ta_platform.analysis_plan import check_analyses, missing_analyses, plan_analyses
 from s3ta_platform.compose import Composed, Trial
 from s3ta_platform.devices import device_class, resolve_device
 from s3ta_platform.jobs import EvaluateJob, Ids, TrainJob
@@ -81,6 +82,7 @@ class TrialPlan:
             test_digest=self.test_digest,
             classes=self.train.classes,
             evaluate=self.experiment.evaluate,
+            analyze=self.experiment.analyze,
             root=self.train.root,
             threads=self.train.threads,
             device=self.train.device,
@@ -104,10 +106,14 @@ class TrialState:
     shards_done: int
     """0 as long as the model is not trained: the model's digest is part of a shard's key."""
     gallery_done: bool
+    pieces: int = 0
+    """Of analyses."""
+    pieces_done: int = 0
 
     @property
     def complete(self) -> bool:
-        return self.trained is not None and self.shards == self.shards_done and self.gallery_done
+        attacked = self.shards == self.shards_done and self.gallery_done
+        return self.trained is not None and attacked and self.pieces == self.pieces_done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +137,13 @@ def make_plan(composed: Composed) -> Plan:
         planned = _plan_trial(trial, name, data)
         trials.setdefault(planned.key, planned)
     first = composed.trials[0].experiment
-    return Plan(
+    plan = Plan(
         experiment=composed.experiment,
         class_names=data.manifest(first, first.data.test).class_names,
         trials=list(trials.values()),
     )
+    check_analyses([trial.evaluation(trial.ready or _UNKNOWN) for trial in plan.trials])
+    return plan
 
 
 def require_room(settings: ClusterSettings, cpus: int) -> None:
@@ -153,10 +161,16 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
     trained = plan.trained(storage)
     job = plan.evaluation(trained or _UNKNOWN)
     shards, portraits = plan_shards(job, plan.test_ids), plan_portraits(job, plan.test_ids)
+    pieces = len(plan_analyses(job, plan.test_ids))
     if trained is None:
         step = max(checkpoint_steps(storage, plan.key), default=0)
         return TrialState(
-            trained=None, step=step, shards=len(shards), shards_done=0, gallery_done=False
+            trained=None,
+            step=step,
+            shards=len(shards),
+            shards_done=0,
+            gallery_done=False,
+            pieces=pieces,
         )
     stored = set(storage.list("evaluations/"))
     enough = enough_images(job, storage, plan.test_ids, shards, stored)
@@ -168,6 +182,8 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
         shards=len(shards),
         shards_done=sum(s.name in stored for s in shards),
         gallery_done=portraits is None or storage.exists(portraits.name),
+        pieces=pieces,
+        pieces_done=pieces - len(missing_analyses(storage, job, plan.test_ids)),
     )
 
 

@@ -16,6 +16,7 @@ from s3ta.settings import (
     TrainSettings,
     require,
 )
+from s3ta_platform.analyze_settings import AnalyzeSettings
 from s3ta_platform.published import SYSTEMS
 
 
@@ -250,6 +251,7 @@ class Experiment:
     model: ModelSettings = field(default_factory=ModelSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
@@ -271,6 +273,10 @@ class Experiment:
             f"at most {self.train.microbatches}, the microbatches of a step "
             "(train.batch / train.microbatch)",
         )
+        for name, attack in self.analyze.attacks.items():
+            known = list(self.evaluate.attacks)
+            words = f"one of evaluate.attacks ({', '.join(known)}), or empty for the first"
+            require(attack in known, name, attack, words)
         unrolls = [stage.unroll for stage in self.train.curriculum if stage.unroll is not None]
         require(
             not unrolls or self.model.attention is not None,

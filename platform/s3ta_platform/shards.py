@@ -15,6 +15,7 @@ from s3ta.settings import Gradient
 from s3ta.tally import Tally
 from s3ta.trajectory import Trajectory, trajectories
 from s3ta_platform.jobs import EvaluateJob
+from s3ta_platform.pieces import Piece
 from s3ta_platform.schema import EvaluateSettings
 
 AT_MOST_TILES = 64
@@ -71,9 +72,9 @@ class Quarantine:
     error: str
 
 
-Work = Shard | Portraits | Quarantine
+Work = Shard | Portraits | Quarantine | Piece
 DoWork = Callable[[Work], Tally]
-"""Does one piece and counts its records; a gallery counts nothing."""
+"""Does one piece and counts its records; a gallery or an analysis counts nothing."""
 
 
 def evaluation_ids(

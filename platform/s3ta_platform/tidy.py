@@ -24,5 +24,7 @@ def remove_needless(storage: Storage) -> None:
 
 
 def _is_stored(storage: Storage, key: str) -> bool:
-    names = (f"evaluations/{key}.parquet", f"galleries/{key}.safetensors")
+    key = key.partition("-")[0]  # saved states of a piece's runs are numbered
+    folders = ("evaluations/{}.parquet", "galleries/{}.safetensors", "analyses/{}.parquet")
+    names = [folder.format(key) for folder in folders]
     return any(storage.exists(name) for name in names)
