@@ -29,9 +29,10 @@ class LandscapeSettings:
     """An entry of evaluate.attacks; the first by default. The worst of its starts is taken."""
     images: int = 32
     """The first so many of those evaluated."""
-    points: int = 41
-    """Per axis, an odd number, so that the image itself is one."""
-    reach: float = 2.0
+    points: int = 31
+    """Per axis, an odd number, so that the image itself is one. At 31 and a reach of 1.5 the
+    attacked image is one, too."""
+    reach: float = 1.5
     """The plane goes so many epsilons to each side."""
     shown: int = 3
     """Images drawn."""

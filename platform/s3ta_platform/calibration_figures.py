@@ -22,10 +22,10 @@ from s3ta_platform.drawing import STYLE, Drawing, Sheet, cut, look
 MEASURES: dict[str, Callable[[Answers], float]] = {
     "Top-1": top1,
     "RMS calibration error": rms_calibration,
-    "RMS calibration, published form": rms_calibration_published,
+    "Same, last bin left out": rms_calibration_published,
     "AURRA": aurra,
 }
-PANEL, GAP, BAR = 1.75, 0.3, 0.34
+PANEL, GAP, BAR = 1.7, 0.32, 0.34
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def calibration_bars(models: Sequence[Calibrated], images: str) -> Drawing:
     sheet.heading(title, f"{len(models[0].answers):,} images; lines: 95 % intervals")
     for panel, name in enumerate(MEASURES):
         axes = sheet.axes(left + panel * (PANEL + GAP), 0.95, PANEL, height)
-        better = "lower is better" if "calibration" in name else "higher is better"
+        better = "higher is better" if name in ("Top-1", "AURRA") else "lower is better"
         for place, model in enumerate(models):
             value, low, high = (100 * number for number in model.measures[name])
             axes.barh(place, value, height=0.62, color=look(place)["color"], alpha=0.85)
@@ -83,7 +83,8 @@ def _caption() -> str:
         "bins of 100 images sorted by confidence; the same in the form in which the data set's "
         "authors publish it, without the last, most confident bin; and AURRA, the accuracy among "
         "the k most confident answers, averaged over k. Confidence is the probability of the "
-        "answer. Intervals by bootstrap over images, Wilson's for top-1."
+        "answer. Intervals: percentiles of a bootstrap over images, which lie high for calibration "
+        "errors, as drawing images anew adds noise to every bin; Wilson's for top-1."
     )
 
 

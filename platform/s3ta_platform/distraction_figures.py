@@ -10,14 +10,13 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from s3ta.statistics import Z_95
 from s3ta_platform.drawing import COLOURS, DASHES, FAINT, MARKERS, STYLE, Drawing, Sheet, cut
 from s3ta_platform.results import Array
 from s3ta_platform.summaries import Share
 
-PANEL_WIDTH, PANEL_HEIGHT, LEFT, TOP = 2.5, 1.9, 0.75, 1.02
+PANEL_WIDTH, PANEL_HEIGHT, LEFT, TOP, BETWEEN = 2.3, 1.8, 0.75, 1.12, 0.85
 GROUPS = ("fell", "withstood", "random signs")
 MEASURES = {
     "moved": "Attention moved (share)",
@@ -58,8 +57,8 @@ class Distraction:
             "attacked image, clean maps": "attacked_clean_maps",
             "clean image, attacked maps": "clean_attacked_maps",
             "clean image, random-sign maps": "clean_random_maps",
-            "attack with maps held, held": "held_clean_maps",
-            "attack with maps held, deployed": "held",
+            "held-maps attack, clean maps": "held_clean_maps",
+            "held-maps attack, as deployed": "held",
         }
         return {words: self._right(self.answers[name]) for words, name in named.items()}
 
@@ -73,7 +72,7 @@ class Distraction:
 def distraction_figure(models: Sequence[Distraction], attack: str) -> Drawing:
     """A row per model: how far maps move per glance, and the causal tests."""
     measures = [m for m in MEASURES if any(one.shift(m, "fell") is not None for one in models)]
-    tests_left = LEFT + len(measures) * (PANEL_WIDTH + 0.62) + 1.75
+    tests_left = LEFT + len(measures) * (PANEL_WIDTH + BETWEEN) + 1.45
     row = PANEL_HEIGHT + 0.78
     sheet = Sheet(tests_left + 2.2 + 0.3, TOP + row * len(models) + 0.1)
     title = "Does the attack move the attention, and does that matter?"
@@ -83,15 +82,21 @@ def distraction_figure(models: Sequence[Distraction], attack: str) -> Drawing:
         counts = f"{int(one.fell_N.sum()):,} fell, {int((~one.fell_N).sum()):,} withstood"
         sheet.text(0.12, top - 0.36, cut(one.model, 40), fontweight="bold")
         sheet.text(0.12, top - 0.2, counts, fontsize=7, color=FAINT)
+        tests = sheet.axes(tests_left, top, 2.2, PANEL_HEIGHT)
         for column, measure in enumerate(measures):
-            left = LEFT + column * (PANEL_WIDTH + 0.62)
+            left = LEFT + column * (PANEL_WIDTH + BETWEEN)
             axes = sheet.axes(left, top, PANEL_WIDTH, PANEL_HEIGHT)
-            _shifts(axes, one, measure, legend=place == 0 and column == 0)
-        _tests(sheet.axes(tests_left, top, 2.2, PANEL_HEIGHT), one)
+            _shifts(axes, one, measure)
+            if place == column == 0:
+                handles, words = axes.get_legend_handles_labels()
+                place_of: Any = {"loc": "lower left", "bbox_to_anchor": (-0.72, 1.02), "ncols": 3}
+                tests.legend(handles, words, frameon=False, fontsize=7.5, **place_of)
+        _tests(tests, one)
     return sheet.drawing("distraction", title, _caption("away" in measures))
 
 
-def _shifts(axes: Axes, one: Distraction, measure: str, *, legend: bool) -> None:
+def _shifts(axes: Axes, one: Distraction, measure: str) -> None:
+    steps = np.arange(1, 2)
     for place, group in enumerate(GROUPS):
         found = one.shift(measure, group)
         if found is None or not len(found):
@@ -109,13 +114,11 @@ def _shifts(axes: Axes, one: Distraction, measure: str, *, legend: bool) -> None
         )
     axes.grid(axis="y")
     axes.axhline(0, color="#8c8c8c", linewidth=0.7)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set_xticks(steps if len(steps) <= 8 else [1, *range(4, len(steps) + 1, 4)])
     axes.set_xlabel("Glance", labelpad=2)
     axes.set_ylabel(MEASURES[measure])
     if measure == "moved":
         axes.set_ylim(bottom=0)
-    if legend:
-        axes.legend(frameon=False, fontsize=7, loc="best", handlelength=2.4)
 
 
 def _tests(axes: Axes, one: Distraction) -> None:

@@ -19,7 +19,7 @@ from s3ta_platform.results import Array
 
 LOSSES = {"cross_entropy": "Cross-entropy", "margin": "Margin"}
 MAPS = {"cross_entropy": "viridis", "margin": "PuOr"}
-LEVELS = 20
+LEVELS = 24
 PANEL, GAP, LEFT, TOP, ROW = 1.75, 0.22, 1.62, 1.0, 2.1
 
 
@@ -35,19 +35,24 @@ class Landscape:
     losses: Mapping[str, Mapping[int, Array]]
     """By name and image id, (P, P)."""
 
+    @property
+    def places(self) -> tuple[int, int]:
+        """Where the axes have 0 and, nearly, epsilon."""
+        return len(self.at_P) // 2, int(np.abs(self.at_P - self.epsilon_255).argmin())
+
     def r2(self, loss: str, image_id: int) -> float:
         """How linear it is within the diamond."""
         return linearity(self.losses[loss][image_id], self.at_P, self.epsilon_255)
 
 
 def chosen_images(landscapes: Sequence[Landscape], shown: int) -> list[int]:
-    """The first images that every model classifies right; others where there are too few."""
+    """Images that most models classify right, and of these such that fall to the attack first."""
     ids = list(landscapes[0].losses["margin"])
-    middle = len(landscapes[0].at_P) // 2
-    right = [
-        i for i in ids if all(one.losses["margin"][i][middle, middle] > 0 for one in landscapes)
-    ]
-    return (right + [i for i in ids if i not in right])[:shown]
+    points = [(one.losses["margin"], *one.places) for one in landscapes]
+    right = [sum(m[i][centre, centre] > 0 for m, centre, _ in points) for i in ids]
+    fallen = [sum(m[i][centre, at_a] < 0 for m, centre, at_a in points) for i in ids]
+    order = np.lexsort((-np.array(fallen), -np.array(right)))
+    return [ids[place] for place in order[:shown]]
 
 
 @mpl.rc_context(STYLE)
@@ -59,7 +64,7 @@ def landscape_figure(
 ) -> Drawing:
     """One loss: a row per image, a column per model; `images` are pixels and labels by id."""
     columns = len(landscapes)
-    sheet = Sheet(LEFT + columns * (PANEL + GAP) + 0.75, TOP + ROW * len(images) + 0.42)
+    sheet = Sheet(LEFT + columns * (PANEL + GAP) + 0.75, TOP + ROW * len(images) + 0.1)
     words = LOSSES[loss]
     sheet.heading(f"Loss landscapes: {words.lower()}", f"a: {attack}")
     for column, landscape in enumerate(landscapes):
@@ -132,8 +137,9 @@ def _panel(axes: Axes, landscape: Landscape, loss: str, grid: Array, levels: Arr
     axes.plot([epsilon], [0], "o", color=inner, markersize=3.5, markeredgecolor="white")
     axes.spines[:].set_visible(False)
     ticks = [-epsilon, 0, epsilon]
-    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-    axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    names = [f"{t:g}".replace("-", "\N{MINUS SIGN}") for t in ticks]
+    axes.set_xticks(ticks, names)
+    axes.set_yticks(ticks, names)
     axes.set_aspect("equal")
 
 
@@ -150,7 +156,8 @@ def _caption(loss: str) -> str:
         "lies in the L∞ ball around the image; the image range [0, 1] is ignored on this plane. "
         "Colours are shared within a row. R²: the share of the variance within the diamond that "
         "the best plane explains; information, not a test, for a saturated model looks smoothest "
-        "of all. Images that all models classify right: examples, not a measurement."
+        "of all. Images that all models classify right, those first that the attack turns: "
+        "examples, not a measurement."
     )
 
 
@@ -158,8 +165,7 @@ def linearity_rows(landscapes: Sequence[Landscape]) -> list[list[Any]]:
     """One line per model, loss and image: model, key, loss, image, loss at x, at a, and R^2."""
     rows = []
     for one in landscapes:
-        middle = len(one.at_P) // 2
-        at_a = int(np.abs(one.at_P - one.epsilon_255).argmin())
+        middle, at_a = one.places
         for loss, grids in one.losses.items():
             for image_id, grid in grids.items():
                 ends = (float(grid[middle, middle]), float(grid[middle, at_a]))

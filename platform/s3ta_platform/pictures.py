@@ -254,7 +254,10 @@ def _colour_bar(sheet: Sheet, corner: tuple[float, float], peak: float, places: 
     axes.imshow(_blend(np.zeros_like(ramp), ramp), aspect="auto", extent=(0, 1, 0, peak))
     axes.yaxis.tick_right()
     axes.set_xticks([])
-    axes.set_yticks([0, 1 / places, peak], ["0", f"1/{places}", f"{peak:.2g}"], fontsize=7)
+    ticks = {0.0: "0", 1 / places: f"1/{places}", peak: f"{peak:.2g}"}
+    if 1 / places < 0.06 * peak:  # the two would be written over one another
+        del ticks[0.0]
+    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=7)
     axes.spines[:].set_visible(False)
     sheet.text(corner[0] - 0.1, corner[1] - 0.2, "attention", fontsize=7)
 

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from s3ta.cost import multiply_adds
 from s3ta.settings import AttackSettings, ModelSettings
@@ -68,15 +68,17 @@ def race_figure(points: Sequence[Point], attack: str, images: int) -> Drawing:
     """Accuracy against the attacker's multiply-adds, a line per model; and against the defender's,
     a line per number of steps."""
     keys, steps = list(dict.fromkeys(p.key for p in points)), sorted({p.steps for p in points})
-    sheet = Sheet(0.75 + 2 * (WIDTH + 1.75) + 0.1, 0.78 + HEIGHT + 0.6)
+    sheet = Sheet(0.75 + 2 * WIDTH + 1.75 + 1.15, 0.78 + HEIGHT + 0.55)
     title = "The computational race"
     sheet.heading(title, f"{attack}; {images:,} test images; bars: 95 % intervals")
     left = sheet.axes(0.75, 0.78, WIDTH, HEIGHT)
     for place, key in enumerate(keys):
         own = [p for p in points if p.key == key]
         _line(left, [p.attacker for p in own], own, place, cut(own[0].model, 22))
-    _finish(left, "Attacker: multiply-adds per image", "Model")
     left.set_xscale("log")
+    _finish(left, "Attacker: multiply-adds per image", "Model")
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if len(steps) < 4 else (1,)))
+    left.xaxis.set_minor_formatter(NullFormatter())
     left.set_ylabel("Top-1 accuracy (%)")
     right = sheet.axes(0.75 + WIDTH + 1.75, 0.78, WIDTH, HEIGHT)
     for place, step in enumerate(steps):
@@ -84,7 +86,8 @@ def race_figure(points: Sequence[Point], attack: str, images: int) -> Drawing:
         words = f"{step:,} steps"
         _line(right, [p.defender for p in own], own, len(keys) + place, words)
         other = [p for p in points if p.steps == step and not p.unroll]
-        _line(right, [p.defender for p in other], other, len(keys) + place, "")
+        unnamed = "" if own else words
+        _line(right, [p.defender for p in other], other, len(keys) + place, unnamed)
     _finish(right, "Defender: multiply-adds per image", "Attack")
     right.xaxis.set_major_locator(MaxNLocator(5))
     right.xaxis.set_minor_locator(NullLocator())

@@ -34,7 +34,9 @@ def to_parquet(columns: Columns, about: Mapping[str, Any]) -> bytes:
 def table_bytes(table: pa.Table) -> bytes:
     """A table as a Parquet file."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table, buffer, compression="zstd", write_page_checksum=True, write_statistics=False
+    )
     return buffer.getvalue()
 
 
