@@ -39,6 +39,7 @@ from s3ta_platform.executors import run_inline, run_on_ray
 from s3ta_platform.gallery import read_gallery
 from s3ta_platform.jobs import EvaluateJob, Ids, open_images
 from s3ta_platform.models import load_model
+from s3ta_platform.pieces import NaturalTask
 from s3ta_platform.rows import merge_rows
 from s3ta_platform.schema import ClusterSettings
 from s3ta_platform.shards import DoWork, Portraits, Work, evaluation_ids, plan_shards
@@ -156,7 +157,9 @@ def test_natural_images_are_answered_among_the_chosen_classes(fresh: str) -> Non
     job = _job(fresh, settings=settings)
     piece = next(pieces(job, _ids(job)))
     chosen = piece.image_ids[:20]
-    part = replace(piece, image_ids=chosen, task=replace(piece.task, classes=tuple(CLASSES)))  # type: ignore[type-var]
+    assert isinstance(piece.task, NaturalTask)
+    task = replace(piece.task, classes=tuple(CLASSES))
+    part = replace(piece, image_ids=chosen, task=task)
     shard_worker.build_worker(job, "me")(part)
     table = read_pieces(open_storage(fresh), [part])
     pixels, labels = natural_images(job).read(chosen)
