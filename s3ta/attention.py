@@ -28,4 +28,9 @@ def attend(
     """
     logits_BQP = queries_BQK @ keys_BPK.transpose(1, 2)
     maps_BQP = (logits_BQP * scale if scale != 1.0 else logits_BQP).softmax(dim=-1)
-    return maps_BQP @ values_BPV, maps_BQP
+    return hold(maps_BQP, values_BPV), maps_BQP
+
+
+def hold(maps_BQP: Tensor, values_BPV: Tensor) -> Tensor:
+    """Answers (B, Q, V) read with given maps (B, Q, P), wherever the queries would have looked."""
+    return maps_BQP @ values_BPV

@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     SPSA = 20
     SQUARE = 21
     CORNERS = 22
+    RANDOM_SIGNS = 30  # directions that nobody chose, beside an attack's
+    BOOTSTRAP = 31
 
 
 @dataclass(frozen=True)

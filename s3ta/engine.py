@@ -69,6 +69,13 @@ class Engine:
             trace = self.fast.trace(images, unroll)  # type: ignore[attr-defined]
         return Trace(trace.logits_BTC.float(), trace.maps_BTQHW.float())
 
+    def read(self, images: Tensor, maps_BTQHW: Tensor) -> Tensor:
+        """The fast copy's float32 logits (B, C) with given attention maps."""
+        bf16 = self.settings.dtype is Dtype.bfloat16
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=bf16):
+            logits_BC = self.fast.read(images, maps_BTQHW)  # type: ignore[attr-defined]
+        return logits_BC.float()  # type: ignore[no-any-return]
+
     @torch.no_grad()
     def judged(self, images: Tensor) -> Tensor:
         """The model's own logits (B, C)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s3ta.attention import attend, keys_and_values
+from s3ta.attention import attend, hold, keys_and_values
 from s3ta.errors import UserError
 from s3ta.settings import AttentionSettings, ModelSettings, Queries
 from s3ta.vision import ResNet, mlp
@@ -97,6 +97,16 @@ class S3TA(Classifier):
             logits.append(self.readout(state[0]))
             maps.append(maps_BQP.view(*maps_BQP.shape[:2], *grid))
         return Trace(torch.stack(logits, 1), torch.stack(maps, 1))
+
+    def read(self, images: Tensor, maps_BTQHW: Tensor) -> Tensor:
+        """Logits (B, C) after T glances whose maps are given: what there is to see, if one looks
+        there. With the images' own maps it is `forward`."""
+        _, values_BPV, _ = self._look(images)
+        state = self._initial(len(images))
+        for maps_BQHW in maps_BTQHW.unbind(dim=1):
+            answers_BQV = hold(maps_BQHW.flatten(2), values_BPV)
+            state = self.core(answers_BQV.flatten(1), state)
+        return self.readout(state[0])  # type: ignore[no-any-return]
 
     def _steps(self, unroll: int | None) -> int:
         steps = self.unroll if unroll is None else unroll

@@ -57,6 +57,8 @@ class Trajectory:
         """What one image's step costs, in forward passes; one back to the image costs as much."""
         if self.gradient is Gradient.spsa:
             return 2 * self.spsa_pairs + 1
+        if self.through is Through.held_maps:
+            return 3  # it asks for the deployed answer, too
         return 1 if self.rule in SEARCHES else 2
 
     @property

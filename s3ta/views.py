@@ -37,6 +37,8 @@ def losses_of(
 
     if trajectory.through is Through.attention:
         return _through_attention(engine, trajectory, images, attack)
+    if trajectory.through is Through.held_maps:
+        return _through_held_maps(engine, images, attack)
     if trajectory.through is Through.answer and trajectory.unroll is None:
         return plain
     deployed = engine.unroll
@@ -49,6 +51,21 @@ def losses_of(
         return logits_BTC[:, deployed - 1], torch.stack(parts).sum(dim=0)
 
     return through
+
+
+def _through_held_maps(
+    engine: Engine, images: Tensor, attack: Callable[[Tensor, Tensor | None], Tensor]
+) -> Losses:
+    """The attack's loss of the answer that is read where the model looks on the clean image: what
+    an attacker reaches who can't move the attention, and doesn't know that it moves."""
+    with torch.no_grad():
+        clean_BTQHW = engine.trace(images, engine.unroll).maps_BTQHW
+
+    def losses(points: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor]:
+        clean = clean_BTQHW if slots is None else clean_BTQHW[slots]
+        return engine.logits(points), attack(engine.read(points, clean), slots)
+
+    return losses
 
 
 def _through_attention(

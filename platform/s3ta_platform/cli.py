@@ -160,23 +160,28 @@ for _command in COMMANDS:
 
 @data_app.command("import")
 def import_data(
-    name: Annotated[str, typer.Argument(help="Only fashion-mnist so far.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="fashion-mnist or imagenet-a.", metavar="NAME")],
     source: Annotated[
         str | None,
         typer.Option(
-            "--from", help="A folder of IDX files or a base URL; by default whatever is at hand."
+            "--from",
+            help="fashion-mnist: a folder of IDX files or a base URL, by default whatever is at "
+            "hand. imagenet-a: the folder of the unpacked archive.",
         ),
     ] = None,
-    to: Annotated[Path, typer.Option(help="Where the Parquet files go.")] = Path(
-        "datasets/fashion_mnist"
-    ),
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Where the Parquet files go.", show_default="datasets/NAME"),
+    ] = None,
 ) -> None:
     """Bring a data set into the form that experiments read."""
-    if name != "fashion-mnist":
-        raise UserError(f"{name!r} is not a data set that can be imported: use fashion-mnist.")
+    if name not in ("fashion-mnist", "imagenet-a"):
+        raise UserError(
+            f"{name!r} is not a data set that can be imported: use fashion-mnist or imagenet-a."
+        )
     from s3ta_platform.import_data import import_with_progress
 
-    import_with_progress(source, to)
+    import_with_progress(name, source, to or Path("datasets") / name.replace("-", "_"))
 
 
 def main() -> None:

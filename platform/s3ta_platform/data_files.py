@@ -75,7 +75,7 @@ def resolve(location: str) -> list[Path]:
         raise NoDataError(
             f"No Parquet file at {location!r}. Name a file, a folder with *.parquet files, a glob, "
             f"or a sample that ships with the package: {', '.join(_samples())}. "
-            "`s3ta data import fashion-mnist` makes datasets/fashion_mnist/."
+            "`s3ta data import` makes datasets/fashion_mnist/ and datasets/imagenet_a/."
         )
     return found
 

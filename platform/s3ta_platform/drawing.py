@@ -23,6 +23,7 @@ STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 8.5,
     "text.color": INK,
+    "pdf.fonttype": 42,  # letters that an editor can change
     "text.parse_math": False,  # A class name may hold a dollar sign.
     "axes.edgecolor": "#8c8c8c",
     "axes.labelcolor": INK,
@@ -49,6 +50,8 @@ class Drawing:
     title: str
     caption: str
     png: bytes
+    pdf: bytes = b""
+    """The same for a paper, where lines and letters stay sharp; empty for none."""
 
 
 class Sheet:
@@ -91,6 +94,15 @@ class Sheet:
         out = io.BytesIO()
         self.figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
         return out.getvalue()
+
+    def pdf(self) -> bytes:
+        out = io.BytesIO()
+        self.figure.savefig(out, format="pdf", dpi=DPI, metadata={"CreationDate": None})
+        return out.getvalue()
+
+    def drawing(self, name: str, title: str, caption: str) -> Drawing:
+        """The finished figure in both forms."""
+        return Drawing(name=name, title=title, caption=caption, png=self.png(), pdf=self.pdf())
 
 
 def look(index: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ class Phase(Enum):
 
     train = "train"
     evaluate = "evaluate"
+    analyze = "analyze"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,11 @@ from safetensors.numpy import load as load_arrays
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from s3ta.batch import Batch, Conditions, to_unit
+from s3ta.batch import Batch, to_unit
 from s3ta.engine import Engine
 from s3ta.errors import UserError
-from s3ta.evaluation import AttackRun
 from s3ta.model import S3TA
-from s3ta_platform import pulse
+from s3ta.tally import Rows
 from s3ta_platform.record import RESULT_VERSION
 from s3ta_platform.results import Gallery
 from s3ta_platform.shards import Portraits
@@ -28,36 +27,28 @@ NAMES = {
 """Columns of the last reading, and what a gallery calls them."""
 
 
-def make_gallery(
-    engine: Engine, batch: Batch | None, portraits: Portraits, conditions: Conditions
-) -> bytes:
-    """The gallery as safetensors. The same draws as in the evaluation give the same images.
-
-    Without a batch it is empty: for images that can't be attacked.
-    """
-    tensors = {} if batch is None else _portraits(engine, batch, portraits, conditions)
-    whole = {name: t.cpu().contiguous() for name, t in tensors.items()}
-    data: bytes = save_tensors(whole, metadata={"result_version": str(RESULT_VERSION)})
-    return data
-
-
-def _portraits(
-    engine: Engine, batch: Batch, portraits: Portraits, conditions: Conditions
-) -> dict[str, Tensor]:
-    run = AttackRun(engine, batch, portraits.trajectory, conditions, keep_attacked=True)
-    rows = run.run(lambda run: pulse.beat(run.done))
-    last = rows["step"] == portraits.trajectory.steps
+def make_gallery(engine: Engine, batch: Batch, rows: Rows, attacked: Tensor) -> bytes:
+    """The gallery of attacked images as safetensors; `rows` are of one reading, in their order."""
     clean = to_unit(batch.images_BCHW, engine.device)
-    assert run.attacked_NCHW is not None
-    attacked = torch.from_numpy(run.attacked_NCHW).to(engine.device)
-    columns = {name: torch.from_numpy(rows[name][last].astype(np.int64)) for name in NAMES}
+    columns = {name: torch.from_numpy(rows[name].astype(np.int64)) for name in NAMES}
     tensors = {new: columns[name] for name, new in NAMES.items()}
     tensors |= {"clean_BCHW": clean, "attacked_BCHW": attacked}
     if isinstance(engine.judge, S3TA):
         with torch.no_grad():
             tensors["clean_maps_BTQHW"] = engine.judge.trace(clean).maps_BTQHW
             tensors["attacked_maps_BTQHW"] = engine.judge.trace(attacked).maps_BTQHW
-    return tensors
+    return _safetensors(tensors)
+
+
+def no_gallery() -> bytes:
+    """In place of the gallery of images that can't be attacked."""
+    return _safetensors({})
+
+
+def _safetensors(tensors: dict[str, Tensor]) -> bytes:
+    whole = {name: t.cpu().contiguous() for name, t in tensors.items()}
+    data: bytes = save_tensors(whole, metadata={"result_version": str(RESULT_VERSION)})
+    return data
 
 
 def read_gallery(storage: Storage, portraits: Portraits) -> Gallery | None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from s3ta.draws import Key, Purpose
 from s3ta.settings import ModelSettings, TrainSettings
 from s3ta.trajectory import Trajectory
+from s3ta_platform.analyze_settings import AnalyzeSettings
 from s3ta_platform.data import ParquetImages
 from s3ta_platform.record import RESULT_VERSION, content_key
 from s3ta_platform.schema import ClusterSettings, DataSettings, EvaluateSettings
@@ -70,6 +71,7 @@ class EvaluateJob:
     """Names the content of the test files."""
     classes: int
     evaluate: EvaluateSettings
+    analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     root: str
     """Of the results."""
     threads: int
@@ -84,10 +86,13 @@ class EvaluateJob:
         self, trajectory: Trajectory | None, image_ids: tuple[int, ...]
     ) -> dict[str, Any]:
         """All that decides the rows of this model, attacked so, on these images."""
+        return {**self.parts(image_ids), "trajectory": trajectory}
+
+    def parts(self, image_ids: tuple[int, ...]) -> dict[str, Any]:
+        """What decides any result of this model on these images, but for what is done to them."""
         return {
             "result_version": RESULT_VERSION,
             "model": self.model_digest,
-            "trajectory": trajectory,
             "image_ids": image_ids,
             "images": {"digest": self.test_digest, "image_size": self.data.image_size},
             "seed": self.evaluate.seed,

@@ -56,7 +56,7 @@ class Example:
 
 def image_grids(trials: Sequence[TrialResult], class_names: Sequence[str]) -> list[Drawing]:
     """Clean images, attacked ones and what was changed; four trials to a figure."""
-    shown = [trial for trial in trials if trial.gallery is not None and _ids(trial.gallery)]
+    shown = [trial for trial in trials if trial.gallery is not None and image_ids(trial.gallery)]
     pages = [shown[at : at + TRIALS_PER_GRID] for at in range(0, len(shown), TRIALS_PER_GRID)]
     places = [f"{page} of {len(pages)}" for page in range(1, len(pages) + 1)]
     return [_image_grid(*page, class_names) for page in zip(pages, places, strict=True)]
@@ -65,8 +65,8 @@ def image_grids(trials: Sequence[TrialResult], class_names: Sequence[str]) -> li
 @mpl.rc_context(STYLE)
 def _image_grid(trials: Sequence[TrialResult], page: str, class_names: Sequence[str]) -> Drawing:
     galleries = [trial.gallery for trial in trials if trial.gallery is not None]
-    first, gain = galleries[0], _gain(galleries)
-    ids, lefts = _ids(first)[:IMAGES_PER_GRID], [1.42 + 2.22 * place for place in range(4)]
+    first, gain = galleries[0], gain_of(galleries)
+    ids, lefts = image_ids(first)[:IMAGES_PER_GRID], [1.42 + 2.22 * place for place in range(4)]
     sheet = Sheet(lefts[0] + 2.22 * len(trials), 1.10 + ROW * len(ids))
     title = "Clean and attacked images" + (f" ({page})" if page != "1 of 1" else "")
     attack = f"{first.steps:,} steps of {attack_title(first.attack)}"
@@ -81,8 +81,8 @@ def _image_grid(trials: Sequence[TrialResult], page: str, class_names: Sequence[
         top = 1.04 + ROW * row
         _clean_cell(sheet, (0.12, top), Example(first, row, class_names))
         for left, gallery in zip(lefts, galleries, strict=False):
-            if image_id in _ids(gallery):
-                example = Example(gallery, _ids(gallery).index(image_id), class_names)
+            if image_id in image_ids(gallery):
+                example = Example(gallery, image_ids(gallery).index(image_id), class_names)
                 _attacked_cells(sheet, (left, top), example, gain)
     name = "image_grid" + (f"-{page.partition(' ')[0]}" if page != "1 of 1" else "")
     caption = (
@@ -94,11 +94,11 @@ def _image_grid(trials: Sequence[TrialResult], page: str, class_names: Sequence[
     return Drawing(name=name, title=title, caption=caption, png=sheet.png())
 
 
-def _ids(gallery: Gallery) -> list[int]:
+def image_ids(gallery: Gallery) -> list[int]:
     return [int(image_id) for image_id in gallery.image_ids_B]
 
 
-def _gain(galleries: Sequence[Gallery]) -> int:
+def gain_of(galleries: Sequence[Gallery]) -> int:
     """The whole factor that stretches the largest change to the full range of greys, or nearly."""
     largest = max(np.abs(g.attacked_BCHW - g.clean_BCHW).max(initial=0) for g in galleries)
     # The 0.01 is for a change of 0.1 that float32 makes a little larger: 5 is meant, not 4.
@@ -107,7 +107,7 @@ def _gain(galleries: Sequence[Gallery]) -> int:
 
 def _clean_cell(sheet: Sheet, corner: tuple[float, float], example: Example) -> None:
     left, below = corner[0], corner[1] + CELL + 0.05
-    sheet.picture(*corner, CELL, _hwc(example.gallery.clean_BCHW[example.row]))
+    sheet.picture(*corner, CELL, hwc(example.gallery.clean_BCHW[example.row]))
     sheet.text(left, below, cut(f"true: {example.label}", 22), fontsize=7)
     if example.target is not None:
         target = cut(f"target: {example.target}", 22)
@@ -118,15 +118,15 @@ def _attacked_cells(sheet: Sheet, corner: tuple[float, float], example: Example,
     gallery, left, below = example.gallery, corner[0], corner[1] + CELL + 0.05
     clean, attacked = gallery.clean_BCHW[example.row], gallery.attacked_BCHW[example.row]
     change = np.clip(0.5 + gain * (attacked - clean), 0, 1)
-    sheet.picture(*corner, CELL, _hwc(attacked))
-    sheet.picture(left + CELL + GAP, corner[1], CELL, _hwc(change))
+    sheet.picture(*corner, CELL, hwc(attacked))
+    sheet.picture(left + CELL + GAP, corner[1], CELL, hwc(change))
     words, colour = example.verdict(gallery.predictions_B)
     before = f"before: {example.verdict(gallery.clean_predictions_B)[0]}"
     sheet.text(left, below, cut(words, 32), fontsize=7, color=colour, fontweight="bold")
     sheet.text(left, below + 0.14, cut(before, 36), fontsize=7, color=FAINT)
 
 
-def _hwc(image_CHW: Array) -> Array:
+def hwc(image_CHW: Array) -> Array:
     """An image as matplotlib wants it: (H, W) for grey, (H, W, 3) for colour."""
     clipped = np.clip(image_CHW, 0, 1)
     return clipped[0] if len(clipped) == 1 else clipped.transpose(1, 2, 0)
@@ -158,7 +158,7 @@ def attention_maps(
     `image` is a place in the gallery; by default one that the attack fooled.
     """
     gallery = trial.gallery
-    if gallery is None or not _ids(gallery):
+    if gallery is None or not image_ids(gallery):
         return None
     if gallery.clean_maps_BTQHW is None or gallery.attacked_maps_BTQHW is None:
         return None
@@ -181,7 +181,7 @@ def _attention_sheet(example: Example, maps_QPTHW: Array, title: str) -> Sheet:
     height = max(block * heads, 3.9)
     sheet = Sheet(max(left + (cell + GAP) * steps + 0.95, 5.4), top + height + 0.1)
     attack = f"{example.gallery.steps:,} steps of {attack_title(example.gallery.attack)}"
-    sheet.heading(title, f"{attack}; image {_ids(example.gallery)[example.row]}")
+    sheet.heading(title, f"{attack}; image {image_ids(example.gallery)[example.row]}")
     _two_images(sheet, example, top)
     for step in range(steps):
         words = f"step {step + 1}" if steps <= 8 or not step else str(step + 1)
@@ -206,7 +206,7 @@ def _two_images(sheet: Sheet, example: Example, top: float) -> None:
         "attacked": attacked,
     }.items():
         sheet.text(left, top - 0.2, title, fontweight="bold")
-        sheet.picture(left, top, 1.3, _hwc(images_BCHW[example.row]))
+        sheet.picture(left, top, 1.3, hwc(images_BCHW[example.row]))
         words, colour = example.verdict(predictions_B)
         sheet.text(left, top + 1.35, cut(words, 22), fontsize=7, color=colour, fontweight="bold")
         sheet.text(left, top + 1.49, cut(known, 24), fontsize=7, color=FAINT)
@@ -254,7 +254,10 @@ def _colour_bar(sheet: Sheet, corner: tuple[float, float], peak: float, places: 
     axes.imshow(_blend(np.zeros_like(ramp), ramp), aspect="auto", extent=(0, 1, 0, peak))
     axes.yaxis.tick_right()
     axes.set_xticks([])
-    axes.set_yticks([0, 1 / places, peak], ["0", f"1/{places}", f"{peak:.2g}"], fontsize=7)
+    ticks = {0.0: "0", 1 / places: f"1/{places}", peak: f"{peak:.2g}"}
+    if 1 / places < 0.06 * peak:  # the two would be written over one another
+        del ticks[0.0]
+    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=7)
     axes.spines[:].set_visible(False)
     sheet.text(corner[0] - 0.1, corner[1] - 0.2, "attention", fontsize=7)
 

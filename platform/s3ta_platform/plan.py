@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s3ta.errors import UserError
+from s3ta_platform.analysis_plan import check_analyses, missing_analyses, plan_analyses
 from s3ta_platform.compose import Composed, Trial
 from s3ta_platform.devices import device_class, resolve_device
 from s3ta_platform.jobs import EvaluateJob, Ids, SourceModel, TrainJob
@@ -112,6 +113,7 @@ class TrialPlan:
             test_digest=self.test_digest,
             classes=self.train.classes,
             evaluate=self.experiment.evaluate,
+            analyze=self.experiment.analyze,
             root=self.train.root,
             threads=self.train.threads,
             device=self.train.device,
@@ -137,6 +139,9 @@ class TrialState:
     """0 as long as the model is not trained: the model's digest is part of a shard's key."""
     gallery_done: bool
     probes_done: bool = True
+    pieces: int = 0
+    """Of analyses."""
+    pieces_done: int = 0
     stopped: Stopped | None = None
     """By successive halving: nothing more is to be done."""
 
@@ -148,7 +153,8 @@ class TrialState:
     @property
     def complete(self) -> bool:
         attacked = self.shards == self.shards_done and self.gallery_done
-        return self.trained is not None and attacked and self.probes_done
+        looked_at = self.probes_done and self.pieces == self.pieces_done
+        return self.trained is not None and attacked and looked_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +178,13 @@ def make_plan(composed: Composed) -> Plan:
         planned = _plan_trial(trial, name, data)
         trials.setdefault(planned.key, planned)
     first = composed.trials[0].experiment
-    return Plan(
+    plan = Plan(
         experiment=composed.experiment,
         class_names=data.manifest(first, first.data.test).class_names,
         trials=list(trials.values()),
     )
+    check_analyses([trial.evaluation(trial.ready or _UNKNOWN) for trial in plan.trials])
+    return plan
 
 
 def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
@@ -184,6 +192,7 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
     trained = plan.trained(storage)
     job = plan.evaluation(trained or _UNKNOWN)
     shards, portraits = plan_shards(job, plan.test_ids), plan_portraits(job, plan.test_ids)
+    pieces = len(plan_analyses(job, plan.test_ids))
     if trained is None:
         step = max(checkpoint_steps(storage, plan.key), default=0)
         return TrialState(
@@ -192,6 +201,7 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
             shards=len(shards),
             shards_done=0,
             gallery_done=False,
+            pieces=pieces,
             stopped=plan.stopped(storage),
         )
     stored = set(storage.list("evaluations/"))
@@ -205,6 +215,8 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
         shards_done=sum(s.name in stored for s in shards),
         gallery_done=portraits is None or storage.exists(portraits.name),
         probes_done={p.name for p in plan_probes(job, plan.test_ids)} <= {*storage.list("probes/")},
+        pieces=pieces,
+        pieces_done=pieces - len(missing_analyses(storage, job, plan.test_ids)),
     )
 
 

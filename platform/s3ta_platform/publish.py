@@ -91,12 +91,12 @@ class Publisher:
         gates = [c for c in verdict["checks"] if c["value"] is not None]
         self.tracker.log_table_scalars(run_id, {f"masking/{c['key']}": c["value"] for c in gates})
 
-    def finish(self, report: Path | None, figures: list[Path], status: Status) -> None:
-        """The sweep's own run: report and figures."""
+    def finish(self, report: Path | None, files: list[Path], status: Status) -> None:
+        """The sweep's own run: the report, and the files of its folders."""
         if report is not None:
             self.tracker.log_artifact(self.sweep, report)
-        for figure in figures:
-            self.tracker.log_artifact(self.sweep, figure, "figures")
+        for file in files:
+            self.tracker.log_artifact(self.sweep, file, file.parent.name)
         self.tracker.finish(self.sweep, status)
 
 

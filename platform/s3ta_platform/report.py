@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from s3ta.errors import UserError
+from s3ta_platform.analyses import Found
 from s3ta_platform.attack_names import attack_title, has_own_step_size
 from s3ta_platform.costs import short_count
 from s3ta_platform.curves import learning_curves
@@ -40,8 +41,8 @@ SMALL_SAMPLE = 1000
 """Below this many images the page calls its numbers indicative."""
 
 
-def write_report(sweep: SweepResult, folder: Path) -> Path:
-    """Write `report.html`, `table.csv` and `figures/*.png`; returns the page's path.
+def write_report(sweep: SweepResult, folder: Path, analyses: Sequence[Found] = ()) -> Path:
+    """Write `report.html`, `table.csv`, `figures/` and `analyses/`; returns the page's path.
 
     The page appears last, so where it is the rest is too. Each file replaces an older one whole.
     """
@@ -65,11 +66,16 @@ def write_report(sweep: SweepResult, folder: Path) -> Path:
         "pictures": pictures,
         "attention": attention,
         "curves": curves,
+        "analyses": analyses,
     }
     page = _page(sweep, summaries, sections)
     try:
-        for drawing in every:
+        for drawing in [*every, *(d for found in analyses for d in found.drawings)]:
             _replace(folder / "figures" / f"{drawing.name}.png", drawing.png)
+            if drawing.pdf:
+                _replace(folder / "figures" / f"{drawing.name}.pdf", drawing.pdf)
+        for name, content in ((n, c) for found in analyses for n, c in found.files.items()):
+            _replace(folder / "analyses" / name, content)
         _replace(folder / "table.csv", csv_text(sweep).encode())
         _replace(folder / "report.html", page.encode())
     except OSError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from s3ta.errors import UserError
+from s3ta_platform.analyses import found_by_analyses
 from s3ta_platform.announce import Announced
 from s3ta_platform.asha import Asha
 from s3ta_platform.collect import collect
@@ -131,9 +132,9 @@ def _report(plan: Plan, publisher: Publisher, failed: dict[str, str]) -> SweepRe
     folder = report_folder(plan.experiment)
     places = _places(plan, publisher)
     result = collect(plan, publisher.run_ids, by_name, places)
-    page = write_report(result, folder)
-    figures = sorted((folder / "figures").glob("*.png"))
-    publisher.finish(page, figures, "FAILED" if failed else "FINISHED")
+    page = write_report(result, folder, found_by_analyses(plan, result))
+    files = [file for part in ("figures", "analyses") for file in sorted((folder / part).glob("*"))]
+    publisher.finish(page, files, "FAILED" if failed else "FINISHED")
     return result
 
 
@@ -157,6 +158,7 @@ def _places(plan: Plan, publisher: Publisher) -> dict[str, str]:
     places = {
         "report": str(folder / "report.html"),
         "figures": str(folder / "figures"),
+        **({"analyses": str(folder / "analyses")} if e.analyze.do else {}),
         **({"checkpoints": f"{plan.storage.root}/trials"} if trained_here else {}),
         "per-example results": f"{plan.storage.root}/evaluations",
     }

@@ -17,6 +17,7 @@ from s3ta.settings import (
     require,
     require_epsilon,
 )
+from s3ta_platform.analyze_settings import AnalyzeSettings
 from s3ta_platform.attack_names import any_step
 from s3ta_platform.published import SYSTEMS
 
@@ -341,6 +342,7 @@ class Experiment:
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     masking: MaskingSettings | None = None
+    analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
@@ -370,6 +372,10 @@ class Experiment:
                 self.sweep.asha.metric,
                 f"one of {', '.join(known)}",
             )
+        for name, attack in self.analyze.attacks.items():
+            known = list(self.evaluate.attacks)
+            words = f"one of evaluate.attacks ({', '.join(known)}), or empty for the first"
+            require(attack in known, name, attack, words)
         unrolls = [stage.unroll for stage in self.train.curriculum if stage.unroll is not None]
         require(
             not unrolls or self.model.attention is not None,

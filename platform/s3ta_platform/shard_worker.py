@@ -8,21 +8,25 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from s3ta.batch import Batch, Conditions
 from s3ta.engine import Engine, make_engine
 from s3ta.evaluation import AttackRun
 from s3ta.gradient_probe import probe_gradients
-from s3ta.tally import Rows, Tally
+from s3ta.tally import Array, Rows, Tally
+from s3ta.trajectory import Trajectory
 from s3ta_platform import pulse
+from s3ta_platform.analysis_plan import natural_images
 from s3ta_platform.bisection import shard_head
+from s3ta_platform.data import ParquetImages
 from s3ta_platform.devices import pin_arithmetic
-from s3ta_platform.gallery import make_gallery
+from s3ta_platform.gallery import make_gallery, no_gallery
 from s3ta_platform.jobs import EvaluateJob, open_images
 from s3ta_platform.leases import Lease, Leases
 from s3ta_platform.models import load_model, load_source
 from s3ta_platform.patience import patient
+from s3ta_platform.pieces import LandscapeTask, NaturalTask, Piece, piece_parts
 from s3ta_platform.probe_rows import write_probe
 from s3ta_platform.record import plain
 from s3ta_platform.rows import SCHEMA, to_parquet
@@ -30,6 +34,8 @@ from s3ta_platform.shards import DoWork, Portraits, Probe, Quarantine, Shard, Wo
 from s3ta_platform.snapshots import Snapshots
 from s3ta_platform.storage import open_storage
 from s3ta_platform.stored_shards import read_tally
+from s3ta_platform.studies import Attack, Beat, attention, landscape, natural
+from s3ta_platform.study_files import to_parquet as to_study
 from s3ta_platform.tickets import Postponed
 
 log = logging.getLogger("ray.s3ta")
@@ -66,10 +72,7 @@ class Worker:
 
         @lru_cache(maxsize=BATCHES_KEPT)
         def read(ids: tuple[int, ...]) -> Batch:
-            pixels, labels = images.read(ids)
-            return Batch(
-                images_BCHW=pixels, labels_B=labels, image_ids_B=np.array(ids, dtype=np.int64)
-            )
+            return _batch(images, ids)
 
         self.read: Callable[[tuple[int, ...]], Batch] = read
 
@@ -95,46 +98,92 @@ class Worker:
         if lease is None:
             raise Postponed(f"{work} is being done by another run")
         try:
-            if self.storage.exists(work.name):
-                return read_tally(self.storage, work) if isinstance(work, Shard) else Tally()
-            if isinstance(work, Probe):
-                return self._probe(work, lease)
-            return (
-                self._portraits(work) if isinstance(work, Portraits) else self._shard(work, lease)
-            )
+            if isinstance(work, Shard):
+                stored = self.storage.exists(work.name)
+                return read_tally(self.storage, work) if stored else self._shard(work, lease)
+            if not self.storage.exists(work.name):
+                self._look(work, lease)
+            return Tally()
         finally:
             lease.release()
 
-    def _portraits(self, work: Portraits) -> Tally:
-        batch = None if work.skip else self.read(work.image_ids)
-        engine = self.led_by(work.trajectory.source)
-        gallery = make_gallery(engine, batch, work, self.conditions)
-        self.storage.put_new(work.name, gallery)
-        return Tally()
+    def _look(self, work: Portraits | Piece | Probe, lease: Lease) -> None:
+        """Work that counts nothing."""
+        if isinstance(work, Probe):
+            self._probe(work, lease)
+            return
+        if isinstance(work, Portraits):
+            runs, made = 1, self._portraits(work, lease)
+        else:
+            runs, made = len(work.runs), self._piece(work, lease)
+        self.storage.put_new(work.name, made)
+        for number in range(runs):
+            self.snapshots.clear(_part(work, number))
 
     def _shard(self, work: Shard, lease: Lease) -> Tally:
-        batch = self.read(work.image_ids)
-        engine = self.led_by(work.trajectory.source)
+        batch, engine = self.read(work.image_ids), self.led_by(work.trajectory.source)
         run = AttackRun(engine, batch, work.trajectory, self.conditions)
-        self._restore(run, work)
-        rows = run.run(_Keeper(self.job, self.snapshots, work, lease))
+        rows = self._attack(run, work, work.key, lease)
         self._store(work, rows, {})
         self.snapshots.clear(work.key)
         return Tally.of(rows)
 
-    def _restore(self, run: AttackRun, work: Shard) -> None:
-        """Go on where a lost worker was. The key names model, attack, images, tile and device."""
-        saved = Snapshots(self.storage, 0, log.warning).latest(work.key)
-        if saved is None:
-            return
-        step, arrays, about = saved
-        if about != {"key": work.key, "torch": torch.__version__}:
-            log.warning("%s: the saved state is of %s: done anew", work, about)
-            return
-        run.restore(arrays)
-        log.info("%s: goes on at step %d", work, step)
+    def _portraits(self, work: Portraits, lease: Lease) -> bytes:
+        if work.skip:
+            return no_gallery()
+        batch = self.read(work.image_ids)
+        last = replace(work.trajectory, readings=work.trajectory.readings[-1:])
+        rows, attacked = self._attacked(batch, last, work, _part(work, 0), lease)
+        return make_gallery(self.engine, batch, rows, attacked)
 
-    def _probe(self, work: Probe, lease: Lease) -> Tally:
+    def _piece(self, work: Piece, lease: Lease) -> bytes:
+        def beat() -> None:
+            pulse.beat()
+            lease.beat()
+
+        def attack(run: Trajectory) -> tuple[Rows, Tensor]:
+            part = _part(work, work.runs.index(run))
+            return self._attacked(self.read(work.image_ids), run, work, part, lease)
+
+        found = self._study(work, attack, beat)
+        parts = piece_parts(self.job, work.analysis, work.task, work.runs, work.image_ids)
+        return to_study(found, {"key": work.key, "key_parts": parts, "torch": torch.__version__})
+
+    def _study(self, work: Piece, attack: Attack, beat: Beat) -> dict[str, Array]:
+        task, runs, seed, tile = work.task, work.runs, self.conditions.seed, self.conditions.tile
+        if isinstance(task, NaturalTask):
+            batch = _batch(natural_images(self.job), work.image_ids)
+            return natural(self.engine, batch, task, tile=tile, beat=beat)
+        batch = self.read(work.image_ids)
+        if isinstance(task, LandscapeTask):
+            return landscape(
+                self.engine, batch, task, runs, attack, seed=seed, tile=tile, beat=beat
+            )
+        return attention(self.engine, batch, task, runs, attack, seed=seed, tile=tile, beat=beat)
+
+    def _attacked(
+        self, batch: Batch, run: Trajectory, work: Portraits | Piece, key: str, lease: Lease
+    ) -> tuple[Rows, Tensor]:
+        """The rows of one run, and where the images ended up; saved states lie under `key`."""
+        engine = self.led_by(run.source)
+        attack = AttackRun(engine, batch, run, self.conditions, keep_attacked=True)
+        rows = self._attack(attack, work, key, lease)
+        assert attack.attacked_NCHW is not None
+        return rows, torch.from_numpy(attack.attacked_NCHW).to(self.engine.device)
+
+    def _attack(self, run: AttackRun, work: Work, key: str, lease: Lease) -> Rows:
+        """Go on where a lost worker was. The key names model, attack, images, tile and device."""
+        saved = Snapshots(self.storage, 0, log.warning).latest(key)
+        if saved is not None:
+            step, arrays, about = saved
+            if about == {"key": key, "torch": torch.__version__}:
+                run.restore(arrays)
+                log.info("%s: goes on at step %d", work, step)
+            else:
+                log.warning("%s: the saved state is of %s: done anew", work, about)
+        return run.run(_Keeper(self.job, self.snapshots, key, lease))
+
+    def _probe(self, work: Probe, lease: Lease) -> None:
         def on_image(done: int) -> None:
             pulse.beat(done)
             lease.beat()
@@ -151,7 +200,6 @@ class Worker:
             on_image=on_image,
         )
         write_probe(self.storage, work, rows, {"probe": plain(settings)})
-        return Tally()
 
     def _quarantine(self, work: Quarantine) -> Tally:
         none = {f.name: np.zeros(0, f.type.to_pandas_dtype()) for f in SCHEMA}
@@ -170,12 +218,22 @@ class Worker:
         self.storage.put_new(work.name, to_parquet(rows, head))
 
 
+def _batch(images: ParquetImages, ids: tuple[int, ...]) -> Batch:
+    pixels, labels = images.read(ids)
+    return Batch(images_BCHW=pixels, labels_B=labels, image_ids_B=np.array(ids, dtype=np.int64))
+
+
+def _part(work: Portraits | Piece, number: int) -> str:
+    """Under which key the states of one of its runs are saved."""
+    return f"{work.key}-{number}"
+
+
 class _Keeper:
     """After every step: show that the work is alive, and save its state now and then."""
 
-    def __init__(self, job: EvaluateJob, snapshots: Snapshots, work: Shard, lease: Lease) -> None:
+    def __init__(self, job: EvaluateJob, snapshots: Snapshots, key: str, lease: Lease) -> None:
         self.every_s, self.every_steps = job.cluster.snapshot_s, job.cluster.snapshot_steps
-        self.snapshots, self.work, self.lease = snapshots, work, lease
+        self.snapshots, self.key, self.lease = snapshots, key, lease
         self.saved_at, self.steps = time.monotonic(), 0
 
     def __call__(self, run: AttackRun) -> None:
@@ -183,8 +241,8 @@ class _Keeper:
         self.lease.beat()
         self.steps += 1
         if self._is_due() and run.done < run.total:
-            about = {"key": self.work.key, "torch": torch.__version__}
-            self.snapshots.save(self.work.key, run.done, run.state(), about)
+            about = {"key": self.key, "torch": torch.__version__}
+            self.snapshots.save(self.key, run.done, run.state(), about)
             self.saved_at, self.steps = time.monotonic(), 0
 
     def _is_due(self) -> bool:

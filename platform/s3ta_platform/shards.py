@@ -15,6 +15,7 @@ from s3ta.settings import Gradient
 from s3ta.tally import Tally
 from s3ta.trajectory import Trajectory, trajectories
 from s3ta_platform.jobs import EvaluateJob
+from s3ta_platform.pieces import Piece
 from s3ta_platform.schema import EvaluateSettings
 
 AT_MOST_TILES = 64
@@ -86,9 +87,9 @@ class Quarantine:
     error: str
 
 
-Work = Shard | Portraits | Probe | Quarantine
+Work = Shard | Portraits | Probe | Piece | Quarantine
 DoWork = Callable[[Work], Tally]
-"""Does one piece and counts its records; a gallery or a probe counts nothing."""
+"""Does one piece and counts its records; galleries, probes and analyses count nothing."""
 
 
 def evaluation_ids(

@@ -229,5 +229,8 @@ def _attacks(state: TrialState) -> str:
         return "none"
     if left:
         done = f", {left:,} of them to do" if state.shards_done else ""
-        return f"{state.shards:,} shards{done}"
+        pieces = f", {state.pieces:,} pieces of analyses" if state.pieces else ""
+        return f"{state.shards:,} shards{done}{pieces}"
+    if state.pieces > state.pieces_done:
+        return f"{state.pieces - state.pieces_done:,} of {state.pieces:,} pieces of analyses to do"
     return f"done ({state.shards} shards)" if state.gallery_done else "only the gallery to do"

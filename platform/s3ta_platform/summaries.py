@@ -1,13 +1,15 @@
 """From per-example rows to the numbers of a report, as counts with their intervals.
 
 Definitions: `top1@n` is the share of images classified right at step n of the attack, `success@n`
-the share predicted as the attacker's target there, `nominal` the share right without an attack. An
+the share predicted as the attacker's target there, `nominal` the share right without an attack;
+`any_error@n` and `any_target@n` are the shares of which that happened at some step from 0 to n. An
 image withstands an attack of several starts if it withstands it from all of them.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,6 +62,17 @@ class Reading:
     targeted: bool
     top1: Share
     success: Share
+    any_error: Share = Share(0, 0)
+    """Wrong at some step so far; empty where `top1` or `success` says that already."""
+    any_target: Share = Share(0, 0)
+    """Taken for the target at some step so far; empty without one."""
+
+    @property
+    def measures(self) -> dict[str, Share]:
+        """By name, those that there are."""
+        names = ("top1", "success", "any_error", "any_target")
+        shares = {name: getattr(self, name) for name in names}
+        return {name: share for name, share in shares.items() if share.total}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +137,12 @@ def _worst_of_starts(rows: pa.Table) -> pa.Table:
     """One row per attack, reading and image, which is right if it is right from every start."""
     was_right = pc.equal(rows["clean_prediction"], rows["label"])
     rows = rows.append_column("was_right", was_right)
+    lost = pc.not_equal(rows["quarantined"], "")
+    for kind in ("error", "target"):
+        happened = pc.or_(pc.greater_equal(rows[f"first_{kind}_step"], 0), lost)
+        rows = rows.append_column(f"any_{kind}", happened)
     columns = {"correct": "all", "was_right": "all", "fooled": "any", "target": "min"}
+    columns |= {"any_error": "any", "any_target": "any"}
     starts = [("restart", "count"), ("restart", "count_distinct")]
     worst = rows.group_by(["attack", "step", "image_id"]).aggregate([*columns.items(), *starts])
     twice = pc.greater(worst["restart_count"], worst["restart_count_distinct"])
@@ -137,7 +155,8 @@ def _worst_of_starts(rows: pa.Table) -> pa.Table:
 
 def _readings(rows: pa.Table, population: int | None) -> Iterable[Reading]:
     counts = [("image_id", "count"), ("target", "min")]
-    sums = [(name, "sum") for name in ("correct", "fooled", "was_right", "broken")]
+    names = ("correct", "fooled", "was_right", "broken", "any_error", "any_target")
+    sums = [(name, "sum") for name in names]
     for group in rows.group_by(["attack", "step"]).aggregate(counts + sums).to_pylist():
         total, targeted = group["image_id_count"], group["target_min"] >= 0
         # Without a target, success is the share of images turned from right to wrong.
@@ -150,7 +169,18 @@ def _readings(rows: pa.Table, population: int | None) -> Iterable[Reading]:
             # An attack that stops at its goal, a target, says nothing of other wrong answers.
             top1=Share(0, 0) if targeted and any_step(group["attack"]) else top1,
             success=Share(successes, of, population if targeted else None),
+            **_any_step_measures(group, targeted, population),
         )
+
+
+def _any_step_measures(
+    group: dict[str, Any], targeted: bool, population: int | None
+) -> dict[str, Share]:
+    """None for an attack that leaves an image at its goal: its numbers are any-step anyway."""
+    if any_step(group["attack"]):
+        return {}
+    kinds = ("any_error", "any_target") if targeted else ("any_error",)
+    return {k: Share(group[f"{k}_sum"], group["image_id_count"], population) for k in kinds}
 
 
 def _worst_cases(rows: pa.Table, population: int | None) -> Iterable[WorstCase]:

@@ -184,9 +184,8 @@ def csv_text(sweep: SweepResult) -> str:
         writer.writerow((*trial, "nominal", "", "", *_numbers(summary.nominal)))
         for reading in summary.readings:
             where = (reading.attack, reading.steps)
-            for measure, share in (("top1", reading.top1), ("success", reading.success)):
-                if share.total:
-                    writer.writerow((*trial, measure, *where, *_numbers(share)))
+            for measure, share in reading.measures.items():
+                writer.writerow((*trial, measure, *where, *_numbers(share)))
         for worst in summary.worst_cases:
             for measure, share in (("top1", worst.top1), ("success", worst.success)):
                 if share.total:

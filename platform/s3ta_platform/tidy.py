@@ -24,7 +24,8 @@ def remove_needless(storage: Storage) -> None:
 
 
 def is_stored(storage: Storage, key: str) -> bool:
-    """Whether the rows or the gallery of that key are there."""
-    rows = [f"{folder}/{key}.parquet" for folder in ("evaluations", "probes")]
+    """Whether the result of that key is there."""
+    key = key.partition("-")[0]  # saved states of a piece's runs are numbered
+    rows = [f"{folder}/{key}.parquet" for folder in ("evaluations", "probes", "analyses")]
     names = [*rows, f"galleries/{key}.safetensors"]
     return any(storage.exists(name) for name in names)

@@ -1,4 +1,4 @@
-"""One trial from start to end: train if it has to be, do the shards that are missing.
+"""One trial from start to end: train if it has to be, do the shards and pieces that are missing.
 
 Where the work runs is the backend's business; inline and on Ray a trial takes the same path.
 """
@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from s3ta.tally import Tally
+from s3ta_platform.analyze import analyze
 from s3ta_platform.evaluate import evaluate
 from s3ta_platform.events import Emit
 from s3ta_platform.executors import JobFailure, run_inline
@@ -102,4 +103,6 @@ def judge(plan: TrialPlan, backend: Backend, emit: Emit) -> None:
     """Attack the trained model."""
     trained = plan.trained(open_storage(plan.train.root))
     assert trained is not None, f"training of {plan.key} ended without its record"
-    evaluate(plan.evaluation(trained), backend.fan_out, emit)
+    job = plan.evaluation(trained)
+    evaluate(job, backend.fan_out, emit)
+    analyze(job, backend.fan_out, emit)

@@ -138,8 +138,11 @@ def _at(rows: pa.Table, course: Course, step: int, lost: int, population: int | 
         "right": pc.equal(rows["prediction"], rows["label"]),
         "was_right": pc.equal(rows["clean_prediction"], rows["label"]),
         "fooled": pc.equal(rows["prediction"], rows["target"]),
+        "any_error": pc.greater_equal(rows["first_error_step"], 0),
+        "any_target": pc.greater_equal(rows["first_target_step"], 0),
     }
     over_starts = [("right", "all"), ("was_right", "all"), ("fooled", "any")]
+    over_starts += [("any_error", "any"), ("any_target", "any")]
     images = pa.table({"image_id": rows["image_id"], **flags}).group_by("image_id")
     seen = images.aggregate(over_starts)
     right, was_right = seen["right_all"], seen["was_right_all"]
@@ -149,7 +152,12 @@ def _at(rows: pa.Table, course: Course, step: int, lost: int, population: int | 
     else:  # of the images that were right, how many are not any more
         success = Counts(_count(pc.and_not(was_right, right)), _count(was_right))
     where = (course.attack, str(step))
-    return {("top1", *where): top1, ("success", *where): success}
+    found: Recount = {("top1", *where): top1, ("success", *where): success}
+    if not course.until_success:
+        for kind in ("any_error", "any_target") if course.targeted else ("any_error",):
+            happened = _count(seen[f"{kind}_any"]) + lost
+            found[kind, *where] = Counts(happened, len(seen) + lost, population)
+    return found
 
 
 def _count(flags: pa.ChunkedArray) -> int:

@@ -68,13 +68,15 @@ class Start(Enum):
 class Through(Enum):
     """Which answers of a recurrent model the attack's loss is made of.
 
-    Its last one; the sum over all glances; or the last one and, beside it, how far the attention
-    maps are moved. Success is always judged by the last answer at the deployed unroll.
+    Its last one; the sum over all glances; the last one and, beside it, how far the attention maps
+    are moved; or the last one with all maps held where they are on the clean image. Success is
+    always judged by the last answer at the deployed unroll.
     """
 
     answer = "answer"
     readouts = "readouts"
     attention = "attention"
+    held_maps = "held_maps"
 
 
 class Mode(Enum):
@@ -193,6 +195,12 @@ class AttackSettings:
             "attack.restarts",
             self.restarts,
             "1 for an attack that starts at the image: all runs would be the same",
+        )
+        require(
+            self.through is not Through.held_maps or self.unroll is None,
+            "attack.unroll",
+            self.unroll,
+            "null where attack.through is held_maps: the clean image's maps are the deployed ones",
         )
         require(
             rule is not Rule.fab or (self.goal is Goal.likeliest and self.loss is Loss.difference),

@@ -113,12 +113,15 @@ def test_a_first_run_leaves_report_figures_table_and_rows(first: First) -> None:
 
 def test_every_number_of_the_table_can_be_recomputed_from_the_rows(first: First) -> None:
     lines = table(first.root)
-    assert len(lines) == 2 * (1 + 2 * len(READINGS))
+    assert len(lines) == 2 * (1 + 4 * len(READINGS))
     found = by_model(first.root, [line["key"] for line in lines])
     for line in lines:
         mine = found[line["key"]]
         if line["measure"] == "nominal":
             hits = {r["image_id"]: r["clean_prediction"] == r["label"] for r in mine}
+        elif line["measure"].startswith("any_"):
+            hit, at = f"first_{line['measure'].removeprefix('any_')}_step", int(line["steps"])
+            hits = {r["image_id"]: 0 <= r[hit] <= at for r in mine if r["step"] == at}
         else:
             right, at = ("label", "target")[line["measure"] == "success"], int(line["steps"])
             hits = {r["image_id"]: r["prediction"] == r[right] for r in mine if r["step"] == at}

@@ -35,6 +35,8 @@ def rows(attack: str = ATTACK, images: int = 200, lost: int = 0, targeted: bool 
             "attack_prediction": np.where(ids == 5, 7, prediction),
             "correct": (prediction == 0) & ~gone,
             "fooled": (prediction == 2) | gone if targeted else np.zeros(images, bool),
+            "first_error_step": np.where(prediction == 0, -1, 100),
+            "first_target_step": np.where(prediction == 2, 100, -1),
             "step": np.full(images, 100),
             "restart": np.zeros(images, np.int32),
             "quarantined": np.where(gone, "hung: no progress for 9 s", ""),
@@ -109,6 +111,7 @@ def test_quarantined_images_count_as_not_robust_and_both_bounds_are_given() -> N
     assert reading.top1.successes == whole.top1.successes - 3 + [197, 198, 199].count(196)
     assert reading.success.successes == whole.success.successes + 3
     assert summarise(lost).nominal.successes == 197
+    assert reading.any_error.successes == 200 - reading.top1.successes  # wrong at any step, too
 
 
 @pytest.mark.parametrize("targeted", [True, False])

@@ -61,6 +61,8 @@ def rows_of(
             "quarantined": [""] * count,
             "correct": prediction == label,
             "fooled": prediction == target,
+            "first_error_step": np.where(prediction == label, -1, step),
+            "first_target_step": np.where(prediction == target, step, -1),
             "restart": np.zeros(count, np.int32),
             "step": np.full(count, step, np.int32),
             "attack": [attack] * count,
@@ -223,6 +225,21 @@ def test_a_summary_equals_the_count_by_hand() -> None:
     ]
 
 
+def test_what_happened_at_any_step_is_told_beside_what_holds_at_the_step() -> None:
+    trial = by_hand()
+    early = {  # the first image was wrong, and the third at its target, at step 50 only
+        "first_error_step": [50, 100, 100, 10, -1, -1, -1, 10],
+        "first_target_step": [-1, 100, 50, 100, -1, -1, -1, -1],
+    }
+    rows = trial.rows
+    for name, steps in early.items():
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(steps))
+    by_step = {r.steps: r for r in summarise(replace(trial, rows=rows)).readings}
+    assert (by_step[100].any_error, by_step[100].any_target) == (Share(4, 4), Share(3, 4))
+    assert (by_step[10].any_error, by_step[10].any_target) == (Share(1, 4), Share(0, 4))
+    assert by_step[100].top1 == Share(1, 4)
+
+
 def test_shards_in_any_order_give_the_same_summary() -> None:
     trial = by_hand()
     turned = trial.rows.take(np.random.default_rng(0).permutation(trial.rows.num_rows))
@@ -255,8 +272,12 @@ def test_every_number_of_the_csv_can_be_counted_again() -> None:
         ("nominal", "", "3", "4"),
         ("top1", "10", "3", "4"),
         ("success", "10", "0", "4"),
+        ("any_error", "10", "1", "4"),
+        ("any_target", "10", "0", "4"),
         ("top1", "100", "1", "4"),
         ("success", "100", "2", "4"),
+        ("any_error", "100", "3", "4"),
+        ("any_target", "100", "2", "4"),
     ]
     for line in lines:
         low, high = wilson(int(line["successes"]), int(line["total"]))
