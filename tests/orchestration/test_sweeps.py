@@ -59,7 +59,7 @@ cluster: {{cpus: 2, stage_workers: [1, 2, 2], checkpoint_steps: 5, hang_s: 60}}
 HALVED = f"""{HEAD}
 name: halved
 sweep:
-  grid: {{train.learning_rate: [0.2, 0.1, 0.05, 0.02, 0.01, 0.001]}}
+  grid: {{train.learning_rate: [0.001, 0.01, 0.02, 0.05, 0.1, 0.2]}}
   asha: {{metric: train/loss, best: min, reduction_factor: 2}}
 data: {{train_images: 192}}
 train: {{epochs: 2, batch: 32, microbatch: 8, warmup_epochs: 0, attack: {{steps: 1}}}}
