@@ -142,7 +142,7 @@ def test_a_curriculum_killed_in_and_between_stages_ends_in_the_bits_of_one_loop(
 
 def test_six_trials_under_halving_on_two_cores_end_and_leave_nothing(tmp_path: Path) -> None:
     """Beside a second Ray; once they are over nothing is done again."""
-    file, root = written(tmp_path, HALVED), tmp_path / "results"
+    file, root = written(tmp_path, HALVED), tmp_path / "r"
     other = python("-c", BYSTANDER)
     try:
         with ended(Run(file, root)) as run:
