@@ -231,7 +231,6 @@ def test_bad_settings_of_sweeps_are_refused(planned: Planned, override: str, wor
 
 def test_a_new_value_on_an_axis_makes_one_trial_new_and_names_the_value(planned: Planned) -> None:
     first = planned("sweep: {grid: {train.seed: [0, 1]}}\n")
-    assert why_new(first.trials[0], {}) == "new: nothing is stored yet"
     for trial in first.trials:
         write_parts(first.storage, trial)
     stored = stored_settings(first.storage)
