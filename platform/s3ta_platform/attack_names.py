@@ -22,6 +22,8 @@ KNOWN = {
     WORST: "worst case of these attacks",
 }
 """Attacks that the field knows by a name of their own."""
+PROPER = {"adam": "Adam", "dlr": "DLR"}
+"""Words of a name that are written otherwise."""
 MAIN_STEP = 16
 """From this many steps on, the step size of PGD no longer depends on the number of steps."""
 
@@ -54,7 +56,8 @@ def attack_title(attack: str) -> str:
     words = ["until success" if UNTIL in f"{details}_" else ""]
     words += details.replace(UNTIL, "").split("_")
     # `5starts` and `step0.125` are a word and a number.
-    said = [re.sub(r"(?<=\d)(?=[a-z])|(?<=[a-z])(?=\d)", " ", word) for word in words if word]
+    parts = [PROPER.get(word, word) for word in words if word]
+    said = [re.sub(r"(?<=\d)(?=[a-z])|(?<=[a-z])(?=\d)", " ", part) for part in parts]
     return f"{title}{' (' + ', '.join(said) + ')' if said else ''}, ε = {epsilon}/255"
 
 

@@ -1,6 +1,8 @@
 """The figure of training: loss and accuracy by epoch, the curriculum's stages shaded."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import matplotlib as mpl
@@ -43,15 +45,22 @@ def learning_curves(
         "saw them; not a measure on test images."
     )
     if stages:
-        told = [f"{s.words or 'as before'} from epoch {s.first:g}" for s in stages]
+        told = [f"from epoch {s.first:g}{f' {s.words}' if s.words else ''}" for s in stages]
         caption += f" Stages of the curriculum: {'; '.join(told)}."
     return Drawing(name=name, title="Learning curves", caption=caption, png=sheet.png())
 
 
 def _shared_stages(trials: Sequence[TrialResult]) -> Sequence[StageSpan]:
-    """The stages, where all trials have the same."""
-    first = trials[0].stages
-    return first if all(trial.stages == first for trial in trials) else []
+    """The stages, where all trials have them in the same epochs; with words where they agree."""
+    found = []
+    for together in zip_longest(*(trial.stages for trial in trials)):
+        stages = [stage for stage in together if stage is not None]
+        same = len({(stage.first, stage.end) for stage in stages}) == 1
+        if not same or len(stages) < len(trials):
+            return []
+        agreed = len({stage.words for stage in stages}) == 1
+        found.append(stages[0] if agreed else replace(stages[0], words=""))
+    return found
 
 
 def _shade(axes: Axes, stages: Sequence[StageSpan]) -> None:

@@ -130,9 +130,14 @@ def _open_publisher(plan: Plan, tracker: Tracker, todo: list[TrialPlan]) -> Publ
 
 def _report(plan: Plan, publisher: Publisher, failed: dict[str, str]) -> SweepResult:
     names = {t.key: t.name for t in plan.trials}
-    by_name = {names[key]: _with_remedy(key, error, plan) for key, error in failed.items()}
+    by_name = {names[key]: error for key, error in failed.items()}
     folder = report_folder(plan.experiment)
-    places = _places(plan, publisher)
+    retries = {
+        f"retry {names[key]}": command(f"retry {key}{_results_option(plan)}")
+        for key, error in failed.items()
+        if error != NOT_COMPLETE
+    }
+    places = _places(plan, publisher) | retries
     result = collect(plan, publisher.run_ids, by_name, places)
     page = write_report(result, folder, found_by_analyses(plan, result))
     files = [file for part in ("figures", "analyses") for file in sorted((folder / part).glob("*"))]
@@ -140,15 +145,8 @@ def _report(plan: Plan, publisher: Publisher, failed: dict[str, str]) -> SweepRe
     return result
 
 
-def _with_remedy(key: str, error: str, plan: Plan) -> str:
-    """The error, and the command that tries that trial again."""
-    if error == NOT_COMPLETE:
-        return error
-    again = command(f"retry {key}{_results_option(plan.experiment.results)}")
-    return f"{error}\nTo try it again: {again}"
-
-
-def _results_option(results: str) -> str:
+def _results_option(plan: Plan) -> str:
+    results = plan.experiment.results
     return "" if results == "results" else f" --results {shlex.quote(results)}"
 
 
@@ -165,7 +163,7 @@ def _places(plan: Plan, publisher: Publisher) -> dict[str, str]:
         "per-example results": f"{plan.storage.root}/evaluations",
     }
     if not e.tracking.store:
-        places["compare in MLflow"] = command(f"ui{_results_option(e.results)}")
+        places["compare in MLflow"] = command(f"ui{_results_option(plan)}")
     run_ids = [run_id for run_id in publisher.run_ids.values() if run_id]
     if e.tracking.store != "none" and run_ids:
         base = e.tracking.store if e.tracking.store.startswith("http") else UI_ADDRESS

@@ -16,6 +16,14 @@ from s3ta_platform.runs import State, read_runs
 from s3ta_platform.storage import open_storage
 
 Command = Callable[..., Any]
+QUICK = (
+    "tracking.store=none",
+    "data.train_images=16",
+    "train.epochs=1",
+    "evaluate.images=8",
+    "evaluate.gallery_images=0",
+)
+"""Overrides: `retry` has to know them from the run's record."""
 
 
 def test_stop_ends_a_run_as_ctrl_c_does_even_one_that_a_script_has_put_into_the_background(
@@ -72,7 +80,7 @@ def test_a_failed_trial_is_named_with_the_command_that_tries_it_again(
 
     with monkeypatch.context() as patch:
         patch.setattr("s3ta_platform.trial.run_trial", fails_at_two)
-        first = s3ta("run", tiny, f"results={root}", "tracking.store=none")
+        first = s3ta("run", tiny, f"results={root}", *QUICK)
     assert first.code == 1
     page = root / "sweeps" / "tiny" / "report.html"
     (run,) = read_runs(open_storage(str(root)))
@@ -90,7 +98,7 @@ def test_a_failed_trial_is_named_with_the_command_that_tries_it_again(
     assert "out of memory" in tiny_before
     assert "out of memory" not in page.read_text(), "the whole sweep's report is made anew"
     assert "S3TA-1" in page.read_text()
-    assert "2 of 2 trials are complete" in s3ta("plan", tiny, f"results={root}").output
+    assert "2 of 2 trials are complete" in s3ta("plan", tiny, f"results={root}", *QUICK).output
     assert "Nothing to compute" in s3ta("retry", key, "--results", root).output
     assert s3ta("retry", "nonsense", "--results", root).code == 2
 

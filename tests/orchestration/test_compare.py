@@ -109,6 +109,18 @@ def test_every_reading_of_every_attack_is_compared(folder: Storage) -> None:
     ]
 
 
+def test_an_attack_with_targets_of_each_models_own_is_left_out_and_said(folder: Storage) -> None:
+    least = AttackSettings(goal=Goal.least_likely_target, epsilon_255=16, readings=[20])
+    found = compared(folder, *pair(attacks=[READ_AT_20, least]))
+    assert {e.attack for e in found.endpoints} == {"", READ_AT_20.name}
+    assert found.notes == [f"{least.name} is left out: its targets are each model's own."]
+
+
+def test_nothing_is_compared_where_only_such_an_attack_is_shared(folder: Storage) -> None:
+    least = AttackSettings(goal=Goal.least_likely_target, epsilon_255=16, readings=[20])
+    assert "Attack both in the same way" in refused(folder, *pair(attacks=[least]))
+
+
 @pytest.mark.parametrize(
     ("goal", "measure", "only_a", "only_b"),
     [(Goal.untargeted, "any_error", 10, 28), (Goal.random_target, "any_target", 5, 14)],

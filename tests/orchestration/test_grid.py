@@ -181,13 +181,24 @@ def test_the_stages_are_shaded_from_their_first_epoch_to_the_next(sheets: list[S
     trial = trial_of("S3TA-8", 8, 1, stages=STAGES)
     drawing = learning_curves([trial, trial])
     assert drawing is not None
-    assert "unroll 4 from epoch 0; unroll 8 from epoch 3" in drawing.caption
+    assert "from epoch 0 unroll 4; from epoch 3 unroll 8" in drawing.caption
     for axes in sheets[0].figure.axes:
         bands = [
             patch.get_extents().transformed(axes.transData.inverted()) for patch in axes.patches
         ]
         assert [(round(b.x0, 6), round(b.x1, 6)) for b in bands] == [(0, 3), (3, 4)]
         assert [t.get_text() for t in axes.texts][:2] == ["unroll 4", "unroll 8"]
+
+
+def test_stages_of_the_same_epochs_are_shaded_with_the_words_that_agree(
+    sheets: list[Sheet],
+) -> None:
+    others = [STAGES[0], replace(STAGES[1], words="unroll 16")]
+    trials = [trial_of("S3TA-8", 8, 1, stages=STAGES), trial_of("S3TA-16", 16, 2, stages=others)]
+    drawing = learning_curves(trials)
+    assert drawing is not None
+    assert "from epoch 0 unroll 4; from epoch 3." in drawing.caption
+    assert all(len(axes.patches) == 2 for axes in sheets[0].figure.axes)
 
 
 def test_trials_of_different_curricula_share_no_shading(sheets: list[Sheet]) -> None:

@@ -95,7 +95,7 @@ def test_help_answers(command: list[str]) -> None:
     done = subprocess.run(
         [first, *command[1:], "--help"], capture_output=True, text=True, check=True, timeout=60
     )
-    for word in ("run", "plan", "report", "ui", "doctor", "data"):
+    for word in ("run", "plan", "report", "ps", "logs", "stop", "retry", "gc", "ui", "doctor"):
         assert f" {word} " in done.stdout
     assert done.stderr == ""
 

@@ -81,6 +81,43 @@ def test_nothing_is_read_beyond_the_point(shards: list[Shard]) -> None:
     assert stopped_after(shards, IMAGES, 0.02, lambda shard: None) is None
 
 
+def test_of_several_starts_an_image_counts_by_the_worst(job: EvaluateJob) -> None:
+    """Start 0 fells every 4th image, start 1 every 5th: right is who withstands both."""
+    attacks = {"pgd": AttackSettings(readings=[50], restarts=2)}
+    settings = replace(job.evaluate, attacks=attacks, shard_steps=50 * 64)
+    shards = plan_shards(replace(job, evaluate=settings), IDS)
+    assert {shard.trajectory.restart for shard in shards} == {0, 1}
+
+    def rows(shard: Shard) -> Rows:
+        ids = np.array(shard.image_ids)
+        own = (4, 5)[shard.trajectory.restart]
+        hit = (10, 15)[shard.trajectory.restart]
+        steps = np.full(len(ids), 50)
+        return {"image_id": ids, "step": steps, "correct": ids % own != 0, "fooled": ids % hit == 0}
+
+    right = (IDS % 4 != 0) & (IDS % 5 != 0)
+    fooled = (IDS % 10 == 0) | (IDS % 15 == 0)
+    wanted = stopping_point(np.stack([right, fooled], axis=1), IMAGES, 0.02)
+    stopping = Stopping(shards, IMAGES, 0.02)
+    for shard in random.Random(1).sample(shards, len(shards)):
+        stopping.add(shard, rows(shard))
+    assert stopping.point == wanted
+    # 60 % of the images withstand both, 75 % the first alone: that would end it sooner.
+    assert wanted is not None
+    assert wanted > (expected(0.02) or 0)
+
+
+def test_a_start_that_is_behind_holds_the_others_up(job: EvaluateJob) -> None:
+    attacks = {"pgd": AttackSettings(readings=[50], restarts=2)}
+    settings = replace(job.evaluate, attacks=attacks, shard_steps=50 * 64)
+    shards = plan_shards(replace(job, evaluate=settings), IDS)
+    stopping = Stopping(shards, IMAGES, 0.02)
+    for shard in shards:
+        if shard.trajectory.restart == 0:
+            stopping.add(shard, columns(shard))
+    assert stopping.point is None
+
+
 def test_a_quarantined_image_counts_as_fooled(shards: list[Shard]) -> None:
     rows = columns(shards[0])
     lost = rows["image_id"] != shards[0].image_ids[3]
