@@ -208,7 +208,9 @@ def _say_results(
     seconds: float | None,
 ) -> None:
     console.print()
-    if plan.experiment.masking is None:  # else the verdict comes last, and the table is in the report
+    if (
+        plan.experiment.masking is None
+    ):  # else the verdict comes last, and the table is in the report
         console.print(terminal_table(result))
     for name, error in result.failed.items():
         console.print(f"{name} failed: {error}", style="red", markup=False, highlight=False)

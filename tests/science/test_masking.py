@@ -127,9 +127,7 @@ def test_w_is_the_worst_per_image_of_its_four_attacks_and_of_five_starts() -> No
         assert found(key, apgd_t=None).status is INCONCLUSIVE
 
 
-@pytest.mark.parametrize(
-    ("broken", "status"), [(100, PASS), (99, INCONCLUSIVE), (0, INCONCLUSIVE)]
-)
+@pytest.mark.parametrize(("broken", "status"), [(100, PASS), (99, INCONCLUSIVE), (0, INCONCLUSIVE)])
 @pytest.mark.parametrize("name", ["square", "spsa"])
 def test_a_search_that_achieves_under_a_quarter_of_ws_drop_says_nothing(
     name: str, broken: int, status: Status
@@ -242,9 +240,7 @@ def test_a_rise_is_allowed_half_a_point_or_two_standard_errors() -> None:
 
 def test_the_rise_of_the_first_start_between_any_two_readings_is_looked_at() -> None:
     right_NR = np.stack([some(range(500)), some(range(480)), some(range(500))], axis=1)
-    rising = Course(
-        readings=(50, 100, 200), right_SNR=right_NR[None], erred_SNR=~right_NR[None]
-    )
+    rising = Course(readings=(50, 100, 200), right_SNR=right_NR[None], erred_SNR=~right_NR[None])
     check = never_rises(evidence(pgd_ce=rising))
     assert (check.status, check.value) == (WARN, 2.0)  # sqrt(20) twice are 0.89 points
     falling = replace(rising, right_SNR=right_NR[None, :, ::-1][:, :, [0, 1, 1]])
