@@ -93,9 +93,20 @@ def restore(settings: Mapping[str, Any], where: str) -> Experiment:
 def _compose_one(path: Path, overrides: Sequence[str]) -> Experiment:
     config = _config(path, overrides)
     if not config.checkpoint:
+        if config.masking and config.model.factory is None and not config.data.get("train"):
+            raise UserError(
+                "checkpoint has no value: masking needs a model. Add checkpoint=KEY, a trained "
+                "trial's key as `s3ta plan` shows it, or model.factory and data.test."
+            )
         return _without_idle_transfer(_complete(config))
+    for text in overrides:
+        if text.startswith(("model.", "model=", "train.", "train=")):
+            raise UserError(
+                f"override {text!r}: the checkpoint brings its own model and training along. "
+                "Leave it out, or leave out checkpoint."
+            )
     model = trained_model(config.checkpoint, config.results)
-    experiment = _complete(_config(path, [*_brought_along(model, config, overrides), *overrides]))
+    experiment = _complete(_config(path, [*_brought_along(model, config), *overrides]))
     restored = dataclasses.replace(
         experiment,
         checkpoint=model.trial,
@@ -106,14 +117,8 @@ def _compose_one(path: Path, overrides: Sequence[str]) -> Experiment:
     return _without_idle_transfer(restored)
 
 
-def _brought_along(model: Restored, config: DictConfig, overrides: Sequence[str]) -> list[str]:
+def _brought_along(model: Restored, config: DictConfig) -> list[str]:
     """What a checkpoint knows better than the file, and whoever types an override knows best."""
-    for text in overrides:
-        if text.startswith(("model.", "model=", "train.", "train=")):
-            raise UserError(
-                f"override {text!r}: the checkpoint brings its own model and training along. "
-                "Leave it out, or leave out checkpoint."
-            )
     known: dict[str, Any] = {"data": model.settings["data"]}
     if config.masking is not None:
         known["masking.sources"] = others_like(model)[:2]

@@ -81,6 +81,7 @@ def test_purposes_keep_their_numbers() -> None:
         "DISTORTION": 12,
         "SPSA": 20,
         "SQUARE": 21,
+        "CORNERS": 22,
     }
 
 

@@ -53,6 +53,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "fab-t": {"rule": Rule.fab, "loss": Loss.difference, **LIKELIEST},
     "square": {"rule": Rule.square, "loss": Loss.margin, "goal": Goal.untargeted},
     "square, targeted": {"rule": Rule.square, "loss": Loss.margin},
+    "random": {"rule": Rule.random, "loss": Loss.margin, "goal": Goal.untargeted},
 }
 every_attack = pytest.mark.parametrize("name", list(ATTACKS))
 
