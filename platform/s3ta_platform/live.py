@@ -26,8 +26,7 @@ from rich.text import Text
 
 from s3ta_platform.events import Event, Phase
 
-WORDS = {Phase.train: "train", Phase.evaluate: "attack", Phase.analyze: "analyze"}
-WIDTH = max(map(len, WORDS.values()))
+WORDS = {Phase.train: "train", Phase.evaluate: "attack", Phase.analyze: "study"}
 PLAIN_EVERY_S = 20.0
 """Without a terminal a bar is a line, at most so often."""
 
@@ -90,7 +89,7 @@ class Display:
     def _bar(self, event: Event) -> None:
         at = (event.trial, event.phase)
         if at not in self.bars:
-            text = f"{self._name(event):{self.width}} {WORDS[event.phase]:{WIDTH}}"
+            text = f"{self._name(event):{self.width}} {WORDS[event.phase]:6}"
             # What was done before this start must not count as speed.
             self.bars[at] = self.progress.add_task(text, total=event.total, note="")
             self.progress.update(self.bars[at], completed=event.done)
@@ -109,7 +108,7 @@ class Display:
         eta = f", {left:.0f} s left" if left else ""
         speed = f", {rate:,.0f} images/s" if rate else ""
         self.console.print(
-            f"{self._name(event):{self.width}} {WORDS[event.phase]:{WIDTH}} "
+            f"{self._name(event):{self.width}} {WORDS[event.phase]:6} "
             f"{event.done:,} of {event.total:,} images{speed}{eta}  {event.note}".rstrip(),
             highlight=False,
             markup=False,

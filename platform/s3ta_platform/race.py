@@ -74,20 +74,22 @@ def race_figure(points: Sequence[Point], attack: str, images: int) -> Drawing:
     left = sheet.axes(0.75, 0.78, WIDTH, HEIGHT)
     for place, key in enumerate(keys):
         own = [p for p in points if p.key == key]
-        _line(left, [p.attacker for p in own], own, place, cut(own[0].model, 22))
+        _line(left, [p.attacker for p in own], own, look(place), cut(own[0].model, 22))
     left.set_xscale("log")
     _finish(left, "Attacker: multiply-adds per image", "Model")
     left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if len(steps) < 4 else (1,)))
     left.xaxis.set_minor_formatter(NullFormatter())
     left.set_ylabel("Top-1 accuracy (%)")
     right = sheet.axes(0.75 + WIDTH + 1.75, 0.78, WIDTH, HEIGHT)
+    spread = 0.007 * (max(p.defender for p in points) - min(p.defender for p in points))
     for place, step in enumerate(steps):
-        own = sorted((p for p in points if p.steps == step and p.unroll), key=lambda p: p.defender)
-        words = f"{step:,} steps"
-        _line(right, [p.defender for p in own], own, len(keys) + place, words)
-        other = [p for p in points if p.steps == step and not p.unroll]
-        unnamed = "" if own else words
-        _line(right, [p.defender for p in other], other, len(keys) + place, unnamed)
+        own = sorted((p for p in points if p.steps == step), key=lambda p: p.defender)
+        style = look(place) | {"color": mpl.colormaps["viridis"](0.85 * place / len(steps))}
+        beside = spread * (place - (len(steps) - 1) / 2)  # bars beside one another
+        recurrent = [p for p in own if p.unroll]
+        for some in (recurrent, [p for p in own if not p.unroll]):  # no line joins the two
+            words = f"{step:,} steps" if some is recurrent or not recurrent else ""
+            _line(right, [p.defender + beside for p in some], some, style, words)
     _finish(right, "Defender: multiply-adds per image", "Attack")
     right.xaxis.set_major_locator(MaxNLocator(5))
     right.xaxis.set_minor_locator(NullLocator())
@@ -95,12 +97,13 @@ def race_figure(points: Sequence[Point], attack: str, images: int) -> Drawing:
     return sheet.drawing("race", title, _caption(any(not p.unroll for p in points)))
 
 
-def _line(axes: Axes, xs: list[int], points: Sequence[Point], place: int, words: str) -> None:
+def _line(
+    axes: Axes, xs: Sequence[float], points: Sequence[Point], style: dict[str, Any], words: str
+) -> None:
     if not points:
         return
     values = [100 * p.top1.value for p in points]
     low, high = zip(*([100 * end for end in p.top1.interval] for p in points), strict=True)
-    style = look(place)
     errors = abs(np.array([low, high]) - values)
     bars: Any = {"ecolor": style["color"], "elinewidth": 0.8, "alpha": 0.55}
     axes.errorbar(xs, values, yerr=errors, fmt="none", **bars)

@@ -66,10 +66,12 @@ def values(table: pa.Table, name: str) -> np.ndarray:
 
 def read_pieces(storage: Storage, pieces: Iterable[Piece]) -> pa.Table:
     """The rows of all pieces; UserError if one is damaged."""
-    return pa.concat_tables([_read(storage, piece.name) for piece in pieces])
+    tables = [read_study(storage, piece.name) for piece in pieces]
+    return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
 
 
-def _read(storage: Storage, name: str) -> pa.Table:
+def read_study(storage: Storage, name: str) -> pa.Table:
+    """The rows of one stored file, with what it says of itself; UserError if it is damaged."""
     remedy = "Delete it and run again: it is computed anew."
     try:
         table = pq.read_table(
@@ -81,7 +83,6 @@ def _read(storage: Storage, name: str) -> pa.Table:
             f"{storage.uri(name)} is not a whole file of an analysis "
             f"({str(error).splitlines()[0]}). {remedy}"
         ) from error
-    table = table.replace_schema_metadata(None)
     if head.get("format") != FORMAT or head.pop("sha256", None) != _digest(table, head):
         raise UserError(
             f"{storage.uri(name)} was changed, or is of another version: it has another SHA-256 "

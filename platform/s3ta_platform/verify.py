@@ -14,6 +14,7 @@ from s3ta_platform.places import local_root
 from s3ta_platform.storage import open_storage
 from s3ta_platform.trials import checkpoint_steps
 from s3ta_platform.verified import Check, Tick
+from s3ta_platform.verify_analyses import check_studies, study_names
 from s3ta_platform.verify_files import check_rows, check_strays
 from s3ta_platform.verify_models import check_checkpoints, check_digests, trials_in
 from s3ta_platform.verify_shards import check_shards, open_root
@@ -59,7 +60,8 @@ def all_checks(results: str, expect: Callable[[int], None], tick: Tick) -> list[
         )
     folder = local_root(results)
     checkpoints = sum(len(checkpoint_steps(storage, trial)) for trial in trials)
-    expect(len(root.stored) + checkpoints + len(table_files(folder)))
+    studies = len(study_names(storage))
+    expect(len(root.stored) + checkpoints + len(table_files(folder)) + studies)
     return [
         records,
         check_shards(root),
@@ -68,6 +70,7 @@ def all_checks(results: str, expect: Callable[[int], None], tick: Tick) -> list[
         check_digests(root),
         check_checkpoints(root, tick),
         check_tables(root, folder, tick),
+        check_studies(storage, tick),
     ]
 
 

@@ -120,8 +120,8 @@ def test_every_number_of_the_table_can_be_recomputed_from_the_rows(first: First)
         if line["measure"] == "nominal":
             hits = {r["image_id"]: r["clean_prediction"] == r["label"] for r in mine}
         elif line["measure"].startswith("any_"):
-            hit, at = f"first_{line['measure'].removeprefix('any_')}_step", int(line["steps"])
-            hits = {r["image_id"]: 0 <= r[hit] <= at for r in mine if r["step"] == at}
+            column, at = f"first_{line['measure'].removeprefix('any_')}_step", int(line["steps"])
+            hits = {r["image_id"]: 0 <= r[column] <= at for r in mine if r["step"] == at}
         else:
             right, at = ("label", "target")[line["measure"] == "success"], int(line["steps"])
             hits = {r["image_id"]: r["prediction"] == r[right] for r in mine if r["step"] == at}

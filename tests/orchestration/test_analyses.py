@@ -47,6 +47,7 @@ from s3ta_platform.snapshots import Snapshots
 from s3ta_platform.storage import open_storage
 from s3ta_platform.study_files import read_pieces, values
 from s3ta_platform.train import train
+from s3ta_platform.verify_analyses import check_studies
 
 ATTACK = {"untargeted": AttackSettings(goal=Goal.untargeted, epsilon_255=25.5, readings=[5, 20])}
 IMAGES = 12
@@ -246,6 +247,20 @@ def test_a_damaged_piece_is_refused_with_the_remedy(root: str, tmp_path: Path) -
         else:  # a byte that plays no part
             assert all(np.array_equal(values(table, name), whole[name]) for name in whole)
     assert refused > 30
+
+
+def test_verify_tells_a_piece_that_was_renamed_or_damaged(root: str, tmp_path: Path) -> None:
+    storage, ticks = open_storage(str(tmp_path)), []
+    (piece,) = pieces(job := _job(root, Analysis.landscape), _ids(job))
+    content = (Path(root) / piece.name).read_bytes()
+    storage.put_new(piece.name, content)
+    assert check_studies(storage, lambda: ticks.append(1)).doubts == []
+    assert len(ticks) == 1
+    storage.put_new("analyses/0123456789abcdef.parquet", content)
+    storage.put_new("analyses/damaged.parquet", content[:-9])
+    doubts = " ".join(check_studies(storage, lambda: None).doubts)
+    assert f"it says that its key is {piece.key}, its name says 0123456789abcdef" in doubts
+    assert "damaged.parquet is not a whole file of an analysis" in doubts
 
 
 def test_a_model_without_a_controller_has_no_maps_to_analyse(root: str) -> None:
