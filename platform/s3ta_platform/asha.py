@@ -18,7 +18,7 @@ from s3ta_platform.legs import rungs_of
 from s3ta_platform.measures import accuracies
 from s3ta_platform.plan import TrialPlan
 from s3ta_platform.rungs import needs_attack, rung_plan
-from s3ta_platform.schema import AshaSettings, Best
+from s3ta_platform.schema_sweep import AshaSettings, Best
 from s3ta_platform.storage import Storage
 from s3ta_platform.tracking_memory import Point
 from s3ta_platform.trials import Stopped, read_history, stopped_name

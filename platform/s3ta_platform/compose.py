@@ -32,6 +32,8 @@ from s3ta_platform.restored import Restored, others_like, trained_model
 from s3ta_platform.schema import Experiment
 
 Settings = TypeVar("Settings")
+NO_GROUPS = ("name", "results")
+"""Settings that Hydra would take for groups where a folder of that name lies beside the file."""
 SCHEMA = "schema"
 """The name under which an experiment file's defaults list pulls in the typed schema."""
 
@@ -154,12 +156,17 @@ def typed(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 def _config(path: Path, overrides: Sequence[str]) -> DictConfig:
     folder = json.dumps(f"file://{groups_folder()}", ensure_ascii=False)
+    single = [text for text in overrides if text.split("=", 1)[0] in NO_GROUPS]
+    others = [text for text in overrides if text not in single]
     with warnings.catch_warnings():
         # A file without `_self_` is as good as one that ends its defaults with it.
         warnings.filterwarnings("ignore", message=".*missing `_self_`.*")
-        return hydra_compose(
-            config_name=path.stem, overrides=[f"hydra.searchpath=[{folder}]", *overrides]
+        config = hydra_compose(
+            config_name=path.stem, overrides=[f"hydra.searchpath=[{folder}]", *others]
         )
+    for override in OverridesParser.create().parse_overrides(single):
+        OmegaConf.update(config, override.key_or_group, override.value())
+    return config
 
 
 def _complete(config: DictConfig) -> Experiment:
