@@ -48,8 +48,9 @@ class SourceModel:
     model: ModelSettings
     digest: str
     root: str
-    """Of the results it is in; a model of a factory is in none, and in no trial."""
+    """Of the results it is in."""
     trial: str
+    """Empty for a model of a factory."""
     step: int
     """Of its checkpoint."""
 

@@ -241,6 +241,11 @@ def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
     shape_CHW = data.images(e, e.data.test).shape_CHW
     e, sources = with_sources(e, shape_CHW, len(test.class_names))
     check_roles(e)
+    if any(source.digest == model.digest for source in sources):
+        raise UserError(
+            "attack.sources (masking.sources) names the attacked model itself: a transfer comes "
+            "from another one. Name others."
+        )
     return TrialPlan(
         key=model.key,
         name=name,
@@ -279,6 +284,8 @@ class _Model:
     ready: Trained | None
     train_images: int
     parts: dict[str, Any]
+    digest: str = ""
+    """Where it is trained already."""
 
 
 def _plan_model(e: Experiment, data: ExperimentData) -> _Model:
@@ -291,7 +298,7 @@ def _plan_checkpoint(e: Experiment, data: ExperimentData) -> _Model:
     """A model that is trained already; neither its training nor its training images are needed."""
     check_attacked(e, data.manifest(e, e.data.test))
     trained = trained_model(e.checkpoint, e.results).trained
-    return _Model(e.checkpoint, trained.step, None, 0, {})
+    return _Model(e.checkpoint, trained.step, None, 0, {}, trained.model_digest)
 
 
 def _plan_training(e: Experiment, data: ExperimentData) -> _Model:
@@ -320,7 +327,7 @@ def _plan_own_model(e: Experiment, data: ExperimentData) -> _Model:
     digest, parameters = describe(e.model, shape_CHW, len(test.class_names))
     parts = {"result_version": RESULT_VERSION, "model": digest}
     ready = Trained(step=0, model_digest=digest, parameters=parameters)
-    return _Model(content_key(**parts), 0, ready, 0, parts)
+    return _Model(content_key(**parts), 0, ready, 0, parts, digest)
 
 
 def _check_tracking(e: Experiment) -> None:

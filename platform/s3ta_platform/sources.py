@@ -9,6 +9,7 @@ from s3ta_platform.compose import typed
 from s3ta_platform.jobs import SourceModel
 from s3ta_platform.restored import trained_model
 from s3ta_platform.schema import Experiment
+from s3ta_platform.storage import open_storage
 
 
 def with_sources(
@@ -63,4 +64,11 @@ def _of_factory(word: str, e: Experiment, shape_CHW: Sequence[int], classes: int
         factory=word, mean=m.mean, std=m.std, input_range=m.input_range if m.factory else [0.0, 1.0]
     )
     digest, _ = describe(settings, shape_CHW, classes)
-    return SourceModel(name=settings.name, model=settings, digest=digest, root="", trial="", step=0)
+    return SourceModel(
+        name=settings.name,
+        model=settings,
+        digest=digest,
+        root=open_storage(e.results).root,
+        trial="",
+        step=0,
+    )

@@ -39,8 +39,9 @@ SMALL = [
     "cluster.executor=inline",
     "tracking.store=none",
 ]
+ITSELF = "s3ta_platform.nearest_mean:nearest_mean"
 OWN = [
-    "model.factory=s3ta_platform.nearest_mean:nearest_mean",
+    f"model.factory={ITSELF}",
     "model.mean=[0]",
     "model.std=[1]",
     "data.test=sample:fashion_mnist/test.parquet",
@@ -203,6 +204,7 @@ def test_a_key_is_enough_to_judge_a_trained_model_and_nothing_is_computed_twice(
         ([*OWN, "evaluate.attacks.pgd_ce.loss=margin"], ["pgd_ce.loss", "cross_entropy there"]),
         ([*OWN, "evaluate.attacks.wide.epsilon_255=16"], ["wide.epsilon_255", "127.5"]),
         ([*OWN, "masking.sources=[a]"], ["'a' names no evaluated model"]),
+        ([*OWN, f"masking.sources=[{ITSELF}]"], ["names the attacked model itself"]),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(
