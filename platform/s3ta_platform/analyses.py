@@ -30,7 +30,7 @@ from s3ta_platform.calibration_figures import (
 )
 from s3ta_platform.distraction_figures import Distraction, distraction_figure, distraction_rows
 from s3ta_platform.drawing import Drawing
-from s3ta_platform.gallery import read_gallery
+from s3ta_platform.gallery import joined, read_gallery
 from s3ta_platform.jobs import EvaluateJob, open_images
 from s3ta_platform.landscape_figures import (
     LOSSES,
@@ -42,7 +42,7 @@ from s3ta_platform.landscape_figures import (
 from s3ta_platform.pictures import attention_maps, fooled_images, hwc
 from s3ta_platform.plan import Plan, TrialPlan
 from s3ta_platform.race import race_figure, race_points, race_rows
-from s3ta_platform.results import SweepResult
+from s3ta_platform.results import Gallery, SweepResult
 from s3ta_platform.study_files import read_pieces, table_bytes, values
 from s3ta_platform.summaries import summarise
 
@@ -229,12 +229,11 @@ def _maps(plan: Plan, trials: Sequence[_Trial], result: SweepResult) -> list[Dra
 def _images(plan: Plan, trials: Sequence[_Trial], result: SweepResult) -> Found:
     courses = []
     for trial in trials:
-        own = attacked_images(
-            replace(trial.job, analyze=replace(trial.job.analyze, do=[Analysis.images])),
-            trial.plan.test_ids,
-        )
-        galleries = [read_gallery(plan.storage, portraits) for portraits in own]
-        whole = tuple(gallery for gallery in galleries if gallery is not None)
+        by_steps: dict[int, list[Gallery]] = {}
+        for portraits in attacked_images(trial.job, trial.plan.test_ids):
+            if (gallery := read_gallery(plan.storage, portraits)) is not None:
+                by_steps.setdefault(gallery.steps, []).append(gallery)
+        whole = tuple(joined(galleries) for galleries in by_steps.values())
         courses.append(Course(model=trial.name, key=trial.key, galleries=whole))
     columns = "model key image steps label target clean_prediction prediction linf_255"
     return Found(

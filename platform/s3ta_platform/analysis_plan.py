@@ -25,7 +25,11 @@ from s3ta_platform.storage import Storage
 
 def plan_analyses(job: EvaluateJob, ids: Ids) -> list[Piece | Portraits]:
     """Everything that the job's analyses need, each piece once."""
-    planned: list[Piece | Portraits] = [*pieces(job, ids), *attacked_images(job, ids)]
+    planned: list[Piece | Portraits] = [
+        *pieces(job, ids),
+        *attacked_images(job, ids),
+        *maps_drawn(job, ids),
+    ]
     return list({work.name: work for work in planned}.values())
 
 
@@ -46,14 +50,17 @@ def pieces(job: EvaluateJob, ids: Ids, analysis: Analysis | None = None) -> Iter
 
 
 def attacked_images(job: EvaluateJob, ids: Ids) -> list[Portraits]:
-    """Images kept whole: those of Figure 8 after each reading, then those whose maps are drawn."""
-    found = []
-    if Analysis.images in job.analyze.do:
-        settings = job.analyze.images
-        attack, chosen = attack_of(job, settings.attack), _first(job, ids, settings.images)
-        for run in _one_per_reading(attack):
-            found.append(_portraits(job, attack, run, chosen))
-    return [*found, *maps_drawn(job, ids)]
+    """Images kept whole, after each reading (Figure 8); each reading's in the same order."""
+    if Analysis.images not in job.analyze.do:
+        return []
+    settings = job.analyze.images
+    attack, chosen = attack_of(job, settings.attack), _first(job, ids, settings.images)
+    return [
+        _portraits(job, attack, run, chosen[start : start + size])
+        for run in _one_per_reading(attack)
+        for size in [shard_size(job.evaluate, run)]
+        for start in range(0, len(chosen), size)
+    ]
 
 
 def maps_drawn(job: EvaluateJob, ids: Ids) -> list[Portraits]:

@@ -1,5 +1,7 @@
 """A few images kept whole, before and after an attack, with the attention maps of both."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -63,3 +65,10 @@ def read_gallery(storage: Storage, portraits: Portraits) -> Gallery | None:
             f"{storage.uri(portraits.name)} is not a whole gallery ({error}). "
             "Delete it and run again: it is computed anew."
         ) from error
+
+
+def joined(galleries: Sequence[Gallery]) -> Gallery:
+    """The same attack on several groups of images, as one gallery without maps."""
+    names = [*NAMES.values(), "clean_BCHW", "attacked_BCHW"]
+    arrays = {name: np.concatenate([getattr(g, name) for g in galleries]) for name in names}
+    return Gallery(attack=galleries[0].attack, steps=galleries[0].steps, **arrays)

@@ -36,13 +36,14 @@ from s3ta_platform.analyze_settings import (
 from s3ta_platform.cluster import local_cluster
 from s3ta_platform.evaluate import evaluate
 from s3ta_platform.executors import run_inline, run_on_ray
-from s3ta_platform.gallery import read_gallery
+from s3ta_platform.gallery import joined, read_gallery
 from s3ta_platform.jobs import EvaluateJob, Ids, open_images
 from s3ta_platform.models import load_model
 from s3ta_platform.pieces import NaturalTask
+from s3ta_platform.results import Gallery
 from s3ta_platform.rows import merge_rows
 from s3ta_platform.schema import ClusterSettings
-from s3ta_platform.shards import DoWork, Portraits, Work, evaluation_ids, plan_shards
+from s3ta_platform.shards import DoWork, Work, evaluation_ids, plan_shards
 from s3ta_platform.snapshots import Snapshots
 from s3ta_platform.storage import open_storage
 from s3ta_platform.study_files import read_pieces, values
@@ -59,7 +60,7 @@ def _settings(*do: Analysis, **changes: Any) -> AnalyzeSettings:
         do=list(do),
         landscape=LandscapeSettings(images=3, points=7, reach=1.5),
         attention=MapsSettings(images=IMAGES, object_above=0.1),
-        images=ImagesSettings(images=4),
+        images=ImagesSettings(images=12),
         **changes,
     )
 
@@ -141,12 +142,20 @@ def test_the_attention_study_answers_as_the_evaluation_does(
     assert (found["away_attacked"] <= found["moved_attacked"] + 1e-6).all()  # m_p is at most 1
 
 
-def test_attacked_images_are_those_of_each_reading(root: str, rows: dict[str, np.ndarray]) -> None:
-    job = _job(root, Analysis.images)
-    for portraits, steps in zip(attacked_images(job, _ids(job)), (5, 20), strict=True):
-        gallery = read_gallery(open_storage(root), portraits)
+def _galleries(job: EvaluateJob) -> dict[int, Gallery]:
+    """By steps."""
+    found: dict[int, list[Gallery]] = {}
+    for portraits in attacked_images(job, _ids(job)):
+        gallery = read_gallery(open_storage(job.root), portraits)
         assert gallery is not None
-        assert gallery.steps == steps
+        found.setdefault(gallery.steps, []).append(gallery)
+    return {steps: joined(galleries) for steps, galleries in found.items()}
+
+
+def test_attacked_images_are_those_of_each_reading(root: str, rows: dict[str, np.ndarray]) -> None:
+    found = _galleries(_job(root, Analysis.images))
+    assert list(found) == [5, 20]
+    for steps, gallery in found.items():
         expected = _by_image(rows, "prediction", steps)
         ids = gallery.image_ids_B.tolist()
         assert gallery.predictions_B.tolist() == [expected[i] for i in ids]
@@ -180,12 +189,23 @@ def _backwards(
 
 def test_what_is_found_does_not_depend_on_how_it_is_cut(root: str, fresh: str) -> None:
     small = _job(fresh, shard_images=8)
-    assert analyze(small, _backwards) == 1 + 2 + 2 + 1  # the attention in two pieces
+    # A landscape; the attention in two pieces; images after 5 steps, and in two pieces after 20,
+    # of which the first are those whose maps are drawn.
+    assert analyze(small, _backwards) == 1 + 2 + 1 + 2
     for analysis in (Analysis.landscape, Analysis.attention):
         once, again = _table(_job(root), analysis), _table(small, analysis)
         assert once.keys() == again.keys()
         for name in once:
             assert once[name].tobytes() == again[name].tobytes(), name
+    _assert_same_galleries(_job(root), small)
+
+
+def _assert_same_galleries(a: EvaluateJob, b: EvaluateJob) -> None:
+    once, again = _galleries(a), _galleries(b)
+    assert once.keys() == again.keys()
+    for steps in once:
+        assert once[steps].attacked_BCHW.tobytes() == again[steps].attacked_BCHW.tobytes()
+        assert once[steps].image_ids_B.tolist() == again[steps].image_ids_B.tolist()
 
 
 def test_what_is_stored_is_never_computed_again(root: str) -> None:
@@ -295,8 +315,4 @@ def test_on_ray_the_same_is_found(root: str, fresh: str, tmp_path: Path) -> None
     for analysis in (Analysis.landscape, Analysis.attention):
         once, again = _table(_job(root), analysis), _table(job, analysis)
         assert all(once[name].tobytes() == again[name].tobytes() for name in once)
-    for portraits in attacked_images(job, _ids(job)):
-        assert isinstance(portraits, Portraits)
-        assert (Path(fresh) / portraits.name).read_bytes() == (
-            Path(root) / portraits.name
-        ).read_bytes()
+    _assert_same_galleries(_job(root), job)

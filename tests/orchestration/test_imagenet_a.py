@@ -11,6 +11,7 @@ from PIL import Image
 from s3ta.errors import UserError
 from s3ta_platform.data import ParquetImages
 from s3ta_platform.imagenet_a import import_imagenet_a
+from s3ta_platform.import_data import import_with_progress
 
 IDS = ["n01498041", "n01531178", "n09999999"]
 GROUP = Path(__file__).parents[2] / "experiments" / "analyze" / "imagenet_a.yaml"
@@ -71,3 +72,15 @@ def test_the_group_names_200_of_the_1000_classes_in_rising_order() -> None:
     # Stingray, junco and acorn, in ImageNet's own numbering.
     assert (classes[0], classes[2], classes[-1]) == (6, 13, 988)
     assert 0 <= classes[0] < classes[-1] < 1000
+
+
+def test_without_a_folder_the_command_says_where_the_archive_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--from FOLDER.*imagenet-a\.tar"):
+        import_with_progress("imagenet-a", None, tmp_path)
+
+
+def test_folders_that_are_no_class_are_left_alone(archive: Path, tmp_path: Path) -> None:
+    (archive / "extra").mkdir()
+    (archive / "n0").mkdir()
+    images = ParquetImages(str(_import(archive, tmp_path / "out")), channels=1)
+    assert images.manifest.images == 6
