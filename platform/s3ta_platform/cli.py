@@ -57,30 +57,54 @@ def _plan(file: Path, overrides: list[str] | None) -> "Plan":
 
 
 @app.command()
-def run(file: File, overrides: Overrides = None) -> None:
+def run(
+    file: File,
+    overrides: Overrides = None,
+    max_gpu_hours: Annotated[
+        float | None,
+        typer.Option(help="Do not start if it needs more, and end when so much is spent."),
+    ] = None,
+) -> None:
     """Run an experiment file: train, attack, log, report. Does only what is not stored yet."""
     from s3ta_platform.run import run as run_plan
 
-    raise typer.Exit(run_plan(_plan(file, overrides)))
+    limit = [] if max_gpu_hours is None else [f"budget.gpu_hours={max_gpu_hours}"]
+    raise typer.Exit(run_plan(_plan(file, [*(overrides or []), *limit])))
 
 
 @app.command()
-def plan(file: File, overrides: Overrides = None) -> None:
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    hardware: Annotated[
+        str,
+        typer.Option(help="Forecast hours and cost on h100x8, a100x4, v100, tpu-v3x128, cpux2."),
+    ] = "",
+    price: Annotated[float | None, typer.Option(help="Of an hour of one of them.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Forecast for this machine, measured for a minute.")
+    ] = False,
+) -> None:
     """Show what would run and what is done already. Starts nothing."""
     from rich.console import Console
 
     from s3ta_platform.compose import compose
     from s3ta_platform.data_files import NoDataError, resolve
+    from s3ta_platform.forecasting import say_forecast
     from s3ta_platform.plan import make_plan
     from s3ta_platform.show_plan import show_estimate, show_plan
 
-    composed = compose(file, overrides or [])
+    composed, console = compose(file, overrides or []), Console()
     try:
         resolve(composed.experiment.data.test)
     except NoDataError as error:
-        show_estimate(Console(), composed, error)
+        left = show_estimate(console, composed, error)
     else:
-        show_plan(Console(), make_plan(composed))
+        left = show_plan(console, make_plan(composed))
+    if hardware or calibrate or price is not None:
+        say_forecast(
+            console, composed.experiment, left, hardware=hardware, price=price, calibrated=calibrate
+        )
 
 
 @app.command()
