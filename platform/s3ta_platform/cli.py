@@ -108,6 +108,32 @@ def plan(
 
 
 @app.command()
+def simulate(
+    files: Annotated[
+        list[Path], typer.Argument(help="Experiment files, as one evaluation.", metavar="FILE...")
+    ],
+    hardware: Annotated[str, typer.Option(help="What each worker has: h100, a100, ...")] = "h100",
+    workers: Annotated[str, typer.Option(help="Numbers of workers.")] = "8,64,512,4096",
+    spot_loss_per_hour: Annotated[
+        float, typer.Option(help="How often an hour a worker is lost.")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the losses.")] = 0,
+) -> None:
+    """Simulate the attacks of experiment files on clusters: time, waste, and what is the limit."""
+    from s3ta_platform.simulating import simulate_files
+
+    raise typer.Exit(
+        simulate_files(
+            files,
+            hardware=hardware,
+            workers=workers,
+            losses_per_hour=spot_loss_per_hour,
+            seed=seed,
+        )
+    )
+
+
+@app.command()
 def report(file: File, overrides: Overrides = None) -> None:
     """Make the report of an experiment file anew from its stored results."""
     from s3ta_platform.run import report as report_plan

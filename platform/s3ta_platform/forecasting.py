@@ -13,6 +13,7 @@ from s3ta_platform.legs import legs_of
 from s3ta_platform.packing import Node, room
 from s3ta_platform.schema import Executor, Experiment
 from s3ta_platform.show_forecast import from_profile, show_forecast
+from s3ta_platform.simulating import best_shard_steps
 from s3ta_platform.work import TrialWork
 
 
@@ -41,6 +42,12 @@ def say_forecast(
         known = parse_hardware(hardware or "cpu")
         found, words = forecast(works, known), from_profile(known)
     show_forecast(console, works, found, price, words)
+    best = best_shard_steps(works, found.hardware)
+    console.print(
+        f"Attacks are done first with evaluate.shard_steps={best} (simulated without losses; "
+        "`s3ta simulate` shows more).",
+        highlight=False,
+    )
 
 
 def _measured(console: Console, e: Experiment, works: Sequence[TrialWork]) -> tuple[Forecast, str]:

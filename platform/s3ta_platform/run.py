@@ -24,6 +24,7 @@ from s3ta_platform.publish import Publisher
 from s3ta_platform.report import write_report
 from s3ta_platform.results import SweepResult
 from s3ta_platform.schema import Executor
+from s3ta_platform.spending import Budget, require_budget
 from s3ta_platform.tables import terminal_table
 from s3ta_platform.tracking import Tracker, open_tracker
 from s3ta_platform.tracking_ui import compare_url
@@ -44,6 +45,7 @@ def run(plan: Plan) -> int:
     with only_ours(log) as console:
         started = time.monotonic()
         todo = [t for t in plan.trials if not trial_state(plan.storage, t).over]
+        require_budget(plan, todo)
         _say_what_comes(console, plan, todo)
         for trial in todo:
             write_parts(plan.storage, trial)
@@ -145,19 +147,23 @@ def _run_missing(
 ) -> dict[str, str]:
     by_key = {t.key: t for t in plan.trials}
     writing = threading.Lock()
+    budget = Budget(plan, lambda words: console.print(words, markup=False, highlight=False))
     with Display(console, {t.key: t.name for t in plan.trials}) as display:
 
         def emit(event: Event) -> None:
             display(event)
-            if not event.durable:
-                return
-            with writing:
-                if event.phase is Phase.train:
-                    publisher.training(by_key[event.trial])
-                else:  # the last thing that a trial says
-                    publisher.finish_trial(by_key[event.trial], failed=False)
+            if event.durable:
+                with writing:
+                    if event.phase is Phase.train:
+                        publisher.training(by_key[event.trial])
+                    else:  # the last thing that a trial says
+                        publisher.finish_trial(by_key[event.trial], failed=False)
+            budget.heard(event)
 
-        return _runner(plan, console, log)(todo, emit)
+        try:
+            return _runner(plan, console, log)(todo, emit)
+        finally:
+            budget.note()
 
 
 def _runner(plan: Plan, console: Console, log: Path) -> RunTrials:
