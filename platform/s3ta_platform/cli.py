@@ -155,6 +155,24 @@ def compare(
 
 
 @app.command()
+def reproduce(
+    word: Annotated[
+        str,
+        typer.Argument(help="A capsule's file or name, or an experiment's name.", metavar="RUN"),
+    ],
+    into: Annotated[Path, typer.Option(help="A new folder for the clone and its results.")],
+    results: Results = "results",
+    here: Annotated[
+        bool, typer.Option("--here", help="With the code that is running, not a fresh clone.")
+    ] = False,
+) -> None:
+    """Run it again from its capsule, in a fresh clone, and compare losses and rows bit for bit."""
+    from s3ta_platform.reproduce import reproduce as run_again
+
+    raise typer.Exit(run_again(word, results, into, here=here))
+
+
+@app.command()
 def verify(
     results: Annotated[
         str, typer.Argument(help="The results root.", envvar="S3TA_RESULTS")

@@ -74,6 +74,19 @@ def compose(file: Path, overrides: Sequence[str] = ()) -> Composed:
     return Composed(base, trials)
 
 
+def restore(settings: Mapping[str, Any], where: str) -> Experiment:
+    """A composed experiment from its plain values (record.plain); `where` names their place."""
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.create(dict(settings)))
+        assert isinstance(config, DictConfig)
+        return _typed(config)
+    except (UserError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"{where} holds settings that this version does not take ({error}): run the experiment "
+            "file itself."
+        ) from error
+
+
 def _compose_one(path: Path, overrides: Sequence[str]) -> Experiment:
     folder = json.dumps(f"file://{groups_folder()}", ensure_ascii=False)
     with warnings.catch_warnings():

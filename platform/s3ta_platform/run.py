@@ -12,6 +12,7 @@ from rich.console import Console
 
 from s3ta.errors import UserError
 from s3ta_platform.asha import Asha
+from s3ta_platform.capsule import write_capsule
 from s3ta_platform.collect import collect
 from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.legs import Leg
@@ -49,6 +50,8 @@ def run(plan: Plan) -> int:
         _say_what_comes(console, plan, todo)
         for trial in todo:
             write_parts(plan.storage, trial)
+        if todo:
+            write_capsule(plan)
         publisher = _open_publisher(plan, tracker, todo)
         try:
             failed = _run_missing(plan, todo, publisher, console, log) if todo else {}
