@@ -148,9 +148,15 @@ def compare(
     results: Results = "results",
     csv: Annotated[Path | None, typer.Option(help="Write the numbers into this file, too.")] = None,
 ) -> None:
-    """Compare two attacked models, image by image, with exact paired tests."""
-    from s3ta_platform.compare import compare as compare_models
+    """Compare two attacked models image by image, with exact paired tests; or two sweeps.
 
+    Of two sweeps (names, or results roots with several models) every number that moved is named.
+    """
+    from s3ta_platform.compare import compare as compare_models
+    from s3ta_platform.compare_sweeps import compare_if_sweeps
+
+    if (code := compare_if_sweeps(a, b, results, csv)) is not None:
+        raise typer.Exit(code)
     raise typer.Exit(compare_models(a, b, results, csv))
 
 
