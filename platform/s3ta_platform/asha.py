@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from s3ta.errors import UserError
 from s3ta_platform.collect import collect_trial
 from s3ta_platform.legs import rungs_of
 from s3ta_platform.measures import accuracies
 from s3ta_platform.plan import TrialPlan
 from s3ta_platform.rungs import needs_attack, rung_plan
-from s3ta_platform.schema import AshaSettings, Best
+from s3ta_platform.schema_sweep import AshaSettings, Best
 from s3ta_platform.storage import Storage
 from s3ta_platform.tracking_memory import Point
 from s3ta_platform.trials import Stopped, read_history, stopped_name
@@ -67,7 +68,11 @@ class Asha:
 
     def goes_on(self, plan: TrialPlan, rung: int) -> bool:
         """Decide, and store it if the trial ends here. One without a value goes on."""
-        value = rung_value(self.storage, plan, rung)
+        try:
+            value = rung_value(self.storage, plan, rung)
+        except UserError as error:  # a damaged file: one trial's trouble ends no sweep
+            log.warning("trial %s goes on, without a value at epoch %d: %s", plan.key, rung, error)
+            return True
         if value is None:
             return True
         known = self.values.setdefault(rung, {})

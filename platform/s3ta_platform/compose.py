@@ -27,6 +27,8 @@ from s3ta.errors import UserError
 from s3ta_platform.explain import blame, explain, unknown_key, yaml_message
 from s3ta_platform.schema import Experiment
 
+NO_GROUPS = ("name", "results")
+"""Settings that Hydra would take for groups where a folder of that name lies beside the file."""
 SCHEMA = "schema"
 """The name under which an experiment file's defaults list pulls in the typed schema."""
 
@@ -89,12 +91,16 @@ def restore(settings: Mapping[str, Any], where: str) -> Experiment:
 
 def _compose_one(path: Path, overrides: Sequence[str]) -> Experiment:
     folder = json.dumps(f"file://{groups_folder()}", ensure_ascii=False)
+    single = [text for text in overrides if text.split("=", 1)[0] in NO_GROUPS]
+    others = [text for text in overrides if text not in single]
     with warnings.catch_warnings():
         # A file without `_self_` is as good as one that ends its defaults with it.
         warnings.filterwarnings("ignore", message=".*missing `_self_`.*")
         config = hydra_compose(
-            config_name=path.stem, overrides=[f"hydra.searchpath=[{folder}]", *overrides]
+            config_name=path.stem, overrides=[f"hydra.searchpath=[{folder}]", *others]
         )
+    for override in OverridesParser.create().parse_overrides(single):
+        OmegaConf.update(config, override.key_or_group, override.value())
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(

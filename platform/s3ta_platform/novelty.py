@@ -40,13 +40,11 @@ def stored_settings(storage: Storage) -> dict[str, Settings]:
 
 
 def why_new(trial: TrialPlan, stored: Mapping[str, Settings]) -> str:
-    """In words; empty for a trial that was begun before."""
+    """In words, beside what is stored, one trial at least; empty if it was begun before."""
     if trial.key in stored:
         return ""
     own = dict(_flat(plain(trial.parts)))
     nearest = {key: differences(own, settings) for key, settings in stored.items()}
-    if not nearest:
-        return "new: nothing is stored yet"
     key = min(nearest, key=lambda other: (len(nearest[other]), other))
     found = nearest[key]
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""

@@ -56,8 +56,10 @@ def run(plan: Plan) -> int:
         try:
             failed = _run_missing(plan, todo, publisher, console, log) if todo else {}
         except BaseException:
-            for run_id in (publisher.sweep, *(publisher.run_ids[t.key] for t in todo)):
-                tracker.finish(run_id, "KILLED")
+            tracker.finish(publisher.sweep, "KILLED")
+            for trial in todo:
+                over = trial_state(plan.storage, trial).over
+                tracker.finish(publisher.run_ids[trial.key], "FINISHED" if over else "KILLED")
             raise
         for trial in plan.trials:
             publisher.finish_trial(trial, failed=trial.key in failed)

@@ -46,9 +46,11 @@ def show_plan(console: Console, plan: Plan) -> list[TrialWork]:
 def _show_why(console: Console, plan: Plan, states: Sequence[TrialState]) -> None:
     """Which trials are new, and why: what is stored is never done again."""
     stored = stored_settings(plan.storage)
-    for trial, state in zip(plan.trials, states, strict=True):
-        why = "" if state.trained or state.step else why_new(trial, stored)
-        if why:
+    fresh = [t for t, s in zip(plan.trials, states, strict=True) if not (s.trained or s.step)]
+    if fresh and not stored:
+        console.print(f"All {len(fresh)} trial(s) are new: nothing is stored yet.", highlight=False)
+    for trial in fresh if stored else ():
+        if why := why_new(trial, stored):
             console.print(f"{trial.name} is {why}.", markup=False, highlight=False)
     _show_packing(
         console, plan, [t for t, s in zip(plan.trials, states, strict=True) if not s.over]

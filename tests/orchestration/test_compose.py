@@ -64,6 +64,14 @@ def test_groups_beside_the_file_come_before_the_packaged_ones(tmp_path: Path) ->
     assert compose(written(tmp_path)).experiment.train.epochs == 77
 
 
+@pytest.mark.parametrize("value", ["results", "'a b'", "s3://bucket/x-1"])
+def test_a_folder_of_results_beside_the_file_is_no_group(tmp_path: Path, value: str) -> None:
+    for name in ("results", "name"):
+        (tmp_path / name).mkdir()
+    e = compose(written(tmp_path), [f"results={value}", "name=other"]).experiment
+    assert (e.results, e.name) == (value.strip("'"), "other")
+
+
 def test_the_file_wins_over_its_groups_and_an_override_over_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, "train: {epochs: 9, batch: 64}\n")
     e = compose(file, ["train.batch=96"]).experiment

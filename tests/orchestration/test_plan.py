@@ -127,6 +127,10 @@ def test_two_points_that_are_the_same_trial_run_once(tmp_path: Path) -> None:
         ("{grid: {model.unroll: [2, 4]}}", ["S3TA-2", "S3TA-4"]),
         ("{grid: {train.seed: [0, 1]}}", ["S3TA-4, seed=0", "S3TA-4, seed=1"]),
         (
+            "{grid: {train.curriculum: [[], [{unroll: 2}, {from_epoch: 1, unroll: 4}]]}}",
+            ["S3TA-4, curriculum=none", "S3TA-4, curriculum=2-4"],
+        ),
+        (
             "{grid: {model.unroll: [2, 4], train.seed: [0, 1]}}",
             ["S3TA-2, seed=0", "S3TA-2, seed=1", "S3TA-4, seed=0", "S3TA-4, seed=1"],
         ),
