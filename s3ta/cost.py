@@ -24,10 +24,39 @@ def parameter_count(settings: ModelSettings, classes: int) -> int:
     return _count(settings, 1, classes).parameters
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Numbers that one image's forward pass gives rise to, by what keeps them for the gradient."""
+
+    convolutions: int
+    """Put out by convolutions: a BatchNorm keeps each once, and the ReLU after it once more."""
+    blocks: int
+    """Put out by residual blocks and the stem."""
+    largest_block: int
+    """Put out by the convolutions of one block, the largest."""
+    attention: int
+    """Keys and values, and at each glance the logits and the maps."""
+
+
+def held_numbers(settings: ModelSettings, size: Size, classes: int) -> Held:
+    """What a forward pass keeps in memory for its gradient; of the read-out nothing is counted."""
+    count = _count(settings, size, classes)
+    return Held(
+        convolutions=count.outputs,
+        blocks=count.block_outputs,
+        largest_block=count.largest_block,
+        attention=count.attention,
+    )
+
+
 @dataclass
 class _Count:
     multiply_adds: int = 0
     parameters: int = 0
+    outputs: int = 0
+    block_outputs: int = 0
+    largest_block: int = 0
+    attention: int = 0
 
     def product(self, rows: int, inner: int, columns: int, times: int = 1) -> None:
         self.multiply_adds += rows * inner * columns * times
@@ -35,6 +64,12 @@ class _Count:
     def conv(self, inputs: int, outputs: int, kernel: int, places: int, bias: bool = False) -> None:
         self.product(places, inputs * kernel**2, outputs)
         self.parameters += inputs * kernel**2 * outputs + outputs * bias
+        self.outputs += places * outputs
+
+    def block(self, before: int, outputs: int) -> None:
+        """A residual block has ended; `before` is what `outputs` was at its start."""
+        self.largest_block = max(self.largest_block, self.outputs - before)
+        self.block_outputs += outputs
 
     def norm(self, channels: int) -> None:
         self.parameters += 2 * channels
@@ -72,6 +107,7 @@ def _controller(count: _Count, settings: ModelSettings, places: int, classes: in
         count.parameters += a.heads * a.query_length
     count.product(a.heads, a.query_length, places, k)
     count.product(a.heads, places, answer, k)
+    count.attention += places * (a.query_length + answer + 2 * a.heads * k)
     count.linear(a.heads * answer, 4 * a.state, k)
     count.linear(a.state, 4 * a.state, k)
     count.parameters += 2 * a.state
@@ -85,6 +121,7 @@ def _one_shot(count: _Count, settings: ModelSettings, places: int, classes: int)
     count.parameters += queries * a.query_length
     count.product(queries, a.query_length, places)
     count.product(queries, places, answer)
+    count.attention += places * (a.query_length + answer + 2 * queries)
     count.mlp([queries * answer, a.readout_hidden, classes])
 
 
@@ -94,11 +131,13 @@ def _vision(count: _Count, v: VisionSettings, channels: int, size: tuple[int, in
     count.conv(channels, v.stem_width, v.stem_kernel, _places(size))
     count.norm(v.stem_width)
     size = _strided(size, 2) if v.stem_pool else size
+    count.block_outputs += count.outputs
     inputs = v.stem_width
     stages = zip(v.depths, v.stage_widths, v.strides, v.stage_channels, strict=True)
     for depth, width, first_stride, outputs in stages:
         for block in range(depth):
             stride, before = (first_stride if block == 0 else 1), _places(size)
+            outputs_before = count.outputs
             size = _strided(size, stride)
             if v.block is Block.bottleneck:
                 layers = [(inputs, width, 1, before), (width, width, 3, _places(size))]
@@ -114,6 +153,7 @@ def _vision(count: _Count, v: VisionSettings, channels: int, size: tuple[int, in
                 inside = outputs // v.squeeze_reduction
                 count.mlp([outputs, inside, outputs])
             inputs = outputs
+            count.block(outputs_before, outputs * _places(size))
         if v.denoise is not None:
             _denoising(count, outputs, _places(size), v.denoise)
     return _places(size)

@@ -57,30 +57,80 @@ def _plan(file: Path, overrides: list[str] | None) -> "Plan":
 
 
 @app.command()
-def run(file: File, overrides: Overrides = None) -> None:
+def run(
+    file: File,
+    overrides: Overrides = None,
+    max_gpu_hours: Annotated[
+        float | None,
+        typer.Option(help="Do not start if it needs more, and end when so much is spent."),
+    ] = None,
+) -> None:
     """Run an experiment file: train, attack, log, report. Does only what is not stored yet."""
     from s3ta_platform.run import run as run_plan
 
-    raise typer.Exit(run_plan(_plan(file, overrides)))
+    limit = [] if max_gpu_hours is None else [f"budget.gpu_hours={max_gpu_hours}"]
+    raise typer.Exit(run_plan(_plan(file, [*(overrides or []), *limit])))
 
 
 @app.command()
-def plan(file: File, overrides: Overrides = None) -> None:
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    hardware: Annotated[
+        str,
+        typer.Option(help="Forecast hours and cost on h100x8, a100x4, v100, tpu-v3x128, cpux2."),
+    ] = "",
+    price: Annotated[float | None, typer.Option(help="Of an hour of one of them.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Forecast for this machine, measured for a minute.")
+    ] = False,
+) -> None:
     """Show what would run and what is done already. Starts nothing."""
     from rich.console import Console
 
     from s3ta_platform.compose import compose
     from s3ta_platform.data_files import NoDataError, resolve
+    from s3ta_platform.forecasting import say_forecast
     from s3ta_platform.plan import make_plan
     from s3ta_platform.show_plan import show_estimate, show_plan
 
-    composed = compose(file, overrides or [])
+    composed, console = compose(file, overrides or []), Console()
     try:
         resolve(composed.experiment.data.test)
     except NoDataError as error:
-        show_estimate(Console(), composed, error)
+        left = show_estimate(console, composed, error)
     else:
-        show_plan(Console(), make_plan(composed))
+        left = show_plan(console, make_plan(composed))
+    if hardware or calibrate or price is not None:
+        say_forecast(
+            console, composed.experiment, left, hardware=hardware, price=price, calibrated=calibrate
+        )
+
+
+@app.command()
+def simulate(
+    files: Annotated[
+        list[Path], typer.Argument(help="Experiment files, as one evaluation.", metavar="FILE...")
+    ],
+    hardware: Annotated[str, typer.Option(help="What each worker has: h100, a100, ...")] = "h100",
+    workers: Annotated[str, typer.Option(help="Numbers of workers.")] = "8,64,512,4096",
+    spot_loss_per_hour: Annotated[
+        float, typer.Option(help="How often an hour a worker is lost.")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the losses.")] = 0,
+) -> None:
+    """Simulate the attacks of experiment files on clusters: time, waste, and what is the limit."""
+    from s3ta_platform.simulating import simulate_files
+
+    raise typer.Exit(
+        simulate_files(
+            files,
+            hardware=hardware,
+            workers=workers,
+            losses_per_hour=spot_loss_per_hour,
+            seed=seed,
+        )
+    )
 
 
 @app.command()
@@ -98,10 +148,34 @@ def compare(
     results: Results = "results",
     csv: Annotated[Path | None, typer.Option(help="Write the numbers into this file, too.")] = None,
 ) -> None:
-    """Compare two attacked models, image by image, with exact paired tests."""
-    from s3ta_platform.compare import compare as compare_models
+    """Compare two attacked models image by image, with exact paired tests; or two sweeps.
 
+    Of two sweeps (names, or results roots with several models) every number that moved is named.
+    """
+    from s3ta_platform.compare import compare as compare_models
+    from s3ta_platform.compare_sweeps import compare_if_sweeps
+
+    if (code := compare_if_sweeps(a, b, results, csv)) is not None:
+        raise typer.Exit(code)
     raise typer.Exit(compare_models(a, b, results, csv))
+
+
+@app.command()
+def reproduce(
+    word: Annotated[
+        str,
+        typer.Argument(help="A capsule's file or name, or an experiment's name.", metavar="RUN"),
+    ],
+    into: Annotated[Path, typer.Option(help="A new folder for the clone and its results.")],
+    results: Results = "results",
+    here: Annotated[
+        bool, typer.Option("--here", help="With the code that is running, not a fresh clone.")
+    ] = False,
+) -> None:
+    """Run it again from its capsule, in a fresh clone, and compare losses and rows bit for bit."""
+    from s3ta_platform.reproduce import reproduce as run_again
+
+    raise typer.Exit(run_again(word, results, into, here=here))
 
 
 @app.command()

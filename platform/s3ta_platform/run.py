@@ -14,6 +14,7 @@ from s3ta.errors import UserError
 from s3ta_platform.analyses import found_by_analyses
 from s3ta_platform.announce import Announced
 from s3ta_platform.asha import Asha
+from s3ta_platform.capsule import write_capsule
 from s3ta_platform.collect import collect
 from s3ta_platform.control import listen_to_stop
 from s3ta_platform.events import Emit, Event, Phase
@@ -27,6 +28,7 @@ from s3ta_platform.publish import Publisher
 from s3ta_platform.report import write_report
 from s3ta_platform.results import SweepResult
 from s3ta_platform.schema import Executor
+from s3ta_platform.spending import Budget, require_budget
 from s3ta_platform.tables import terminal_table
 from s3ta_platform.tracking import Tracker, open_tracker
 from s3ta_platform.tracking_ui import compare_url
@@ -55,9 +57,12 @@ def run(plan: Plan, only: Collection[str] | None = None) -> int:
         missing = [t for t in plan.trials if not trial_state(plan.storage, t).over]
         todo = [t for t in missing if only is None or t.key in only]
         left = {t.key: NOT_COMPLETE for t in missing if t not in todo}
+        require_budget(plan, todo)
         _say_what_comes(console, plan, todo)
         for trial in todo:
             write_parts(plan.storage, trial)
+        if todo:
+            write_capsule(plan)
         publisher = _open_publisher(plan, tracker, todo)
         try:
             failed = _run_missing(plan, todo, publisher, console, log) if todo else {}
@@ -179,6 +184,7 @@ def _run_missing(
 ) -> dict[str, str]:
     by_key = {t.key: t for t in plan.trials}
     writing = threading.Lock()
+    budget = Budget(plan, lambda words: console.print(words, markup=False, highlight=False))
     with (
         Announced(plan, todo, log) as announced,
         Display(console, {t.key: t.name for t in plan.trials}) as display,
@@ -187,15 +193,18 @@ def _run_missing(
         def emit(event: Event) -> None:
             announced.heard(event)
             display(event)
-            if not event.durable:
-                return
-            with writing:
-                if event.phase is Phase.train:
-                    publisher.training(by_key[event.trial])
-                else:  # the last thing that a trial says
-                    publisher.finish_trial(by_key[event.trial], failed=False)
+            if event.durable:
+                with writing:
+                    if event.phase is Phase.train:
+                        publisher.training(by_key[event.trial])
+                    else:  # the last thing that a trial says
+                        publisher.finish_trial(by_key[event.trial], failed=False)
+            budget.heard(event)
 
-        failed = _runner(plan, console, log)(todo, emit)
+        try:
+            failed = _runner(plan, console, log)(todo, emit)
+        finally:
+            budget.note()
         announced.ended(failed)
     return failed
 

@@ -259,6 +259,22 @@ class ClusterSettings:
 
 
 @dataclass(kw_only=True)
+class BudgetSettings:
+    """What a sweep may spend: it is refused if it needs more, and ended when it has spent that."""
+
+    gpu_hours: float | None = None
+    """Hours of GPUs, added up over workers; of workers where they have none. Null: no limit."""
+    hardware: str = ""
+    """As for `s3ta plan --hardware`, to know beforehand what is needed at least. By default the
+    fastest of its kind that is known."""
+
+    def __post_init__(self) -> None:
+        hours = self.gpu_hours
+        good = hours is None or 0 < hours < math.inf
+        require(good, "budget.gpu_hours", hours, "positive and finite, or null")
+
+
+@dataclass(kw_only=True)
 class TrackingSettings:
     """MLflow. By default a sqlite file and local artifacts below the results root, no server."""
 
@@ -283,6 +299,7 @@ class Experiment:
     analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     results: str = "${oc.env:S3TA_RESULTS,results}"
     """Results root: a folder, or s3://bucket/prefix."""

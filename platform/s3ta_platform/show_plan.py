@@ -10,38 +10,37 @@ from rich.table import Table
 
 from s3ta.errors import UserError
 from s3ta_platform.compose import Composed
-from s3ta_platform.costs import TrialCost, in_words, short_count, trial_cost
+from s3ta_platform.costs import TrialCost, in_words, short_count
 from s3ta_platform.data_files import NoDataError
 from s3ta_platform.novelty import stored_settings, why_new
 from s3ta_platform.packing import Node, require_room, room, train_at_once
 from s3ta_platform.plan import Plan, TrialPlan, TrialState, trial_state
 from s3ta_platform.schema import Executor, Experiment
-from s3ta_platform.trial_names import trial_names
+from s3ta_platform.work import TrialWork, declared_work, planned_work
 
 TRIALS = ("trial", "key", "varied", "training", "attacks")
 
 
-def show_plan(console: Console, plan: Plan) -> None:
-    """Print trials, keys, costs, shards, and what is done already."""
+def show_plan(console: Console, plan: Plan) -> list[TrialWork]:
+    """Print trials, keys, costs, shards, and what is done already; gives the work that is left."""
     e = plan.experiment
     states = [trial_state(plan.storage, t) for t in plan.trials]
-    costs = [_planned_cost(trial, plan) for trial in plan.trials]
+    works = [planned_work(plan, trial) for trial in plan.trials]
     table = _table(f"{e.name}: what would run", TRIALS)
     for trial, state in zip(plan.trials, states, strict=True):
         varied = _varied(trial.point)
         cells = (trial.name, trial.key, varied, _training(trial, state), _attacks(state))
         table.add_row(*map(escape, cells))
     console.print(table)
-    known = [cost for cost in costs if cost]
-    _show_costs(
-        console, [t.name for t, cost in zip(plan.trials, costs, strict=True) if cost], known
-    )
-    _show_attacks(console, e, len(plan.trials[0].test_ids), known)
+    known = [work for work in works if work]
+    _show_costs(console, known)
+    _show_attacks(console, e, len(plan.trials[0].test_ids), [work.cost for work in known])
     _show_why(console, plan, states)
     if any(s.trained is None for s in states):
         console.print("A shard's key holds its model's digest, so it is known after training.")
     complete = sum(s.complete for s in states)
     console.print(f"{complete} of {len(states)} trials are complete in {e.results}.")
+    return [w for w, state in zip(works, states, strict=True) if w and not state.over]
 
 
 def _show_why(console: Console, plan: Plan, states: Sequence[TrialState]) -> None:
@@ -81,29 +80,28 @@ def _show_packing(console: Console, plan: Plan, todo: Sequence[TrialPlan]) -> No
         )
 
 
-def show_estimate(console: Console, composed: Composed, absent: NoDataError) -> None:
+def show_estimate(console: Console, composed: Composed, absent: NoDataError) -> list[TrialWork]:
     """The same without data, from the numbers of images that the file declares, if it does."""
-    e, costs = composed.experiment, [_declared_cost(t.experiment) for t in composed.trials]
-    known = [cost for cost in costs if cost]
-    if len(known) < len(costs):
+    e, works = composed.experiment, declared_work(composed)
+    if works is None:
         raise absent
     table = _table(f"{e.name}: what would run", TRIALS)
-    names = trial_names(composed.trials)
-    for trial, name, cost in zip(composed.trials, names, known, strict=True):
+    for trial, work in zip(composed.trials, works, strict=True):
+        train = trial.experiment.train
+        steps = train.steps_per_epoch(work.train_images) * train.epochs
+        shards = sum(attack.shards for attack in work.cost.attacks)
         varied = _varied(trial.point)
-        train, images = trial.experiment.train, _declared(trial.experiment)[0]
-        steps = train.steps_per_epoch(images) * train.epochs
-        shards = sum(attack.shards for attack in cost.attacks)
-        cells = (name, "", varied, _updates(steps, train.batch), f"{shards:,} shards")
+        cells = (work.name, "", varied, _updates(steps, train.batch), f"{shards:,} shards")
         table.add_row(*map(escape, cells))
     console.print(table)
-    _show_costs(console, names, known)
-    _show_attacks(console, e, _declared(e)[1], known)
+    _show_costs(console, works)
+    _show_attacks(console, e, works[0].test_images, [work.cost for work in works])
     console.print(
         "The data is not here yet, so numbers of images are those that the file declares, and keys "
         f"are not known. {absent}",
         markup=False,
     )
+    return works
 
 
 def _table(title: str, columns: Sequence[str], right: Sequence[str] = ()) -> Table:
@@ -115,60 +113,18 @@ def _table(title: str, columns: Sequence[str], right: Sequence[str] = ()) -> Tab
     return table
 
 
-def _show_costs(console: Console, names: Sequence[str], costs: Sequence[TrialCost]) -> None:
+def _show_costs(console: Console, works: Sequence[TrialWork]) -> None:
     """Of trials whose cost is known."""
-    if not costs:
+    if not works:
         return
     columns = ("parameters", "forward pass", "training", "attacks")
     table = _table("What it costs, in multiply-adds (MACs):", ("trial", *columns), right=columns)
-    for name, cost in zip(names, costs, strict=True):
+    for work in works:
+        cost = work.cost
         counts = (cost.forward, cost.training, cost.evaluation)
-        table.add_row(escape(name), short_count(cost.parameters), *map(in_words, counts))
+        table.add_row(escape(work.name), short_count(cost.parameters), *map(in_words, counts))
     console.print(table)
     console.print("A gradient counts as one more pass, an update of the weights as three.")
-
-
-def _planned_cost(trial: TrialPlan, plan: Plan) -> TrialCost | None:
-    """None for a model of one's own, whose cost only running it would tell."""
-    e = trial.experiment
-    if trial.ready is not None:
-        return None
-    return trial_cost(
-        e.model,
-        e.train,
-        e.evaluate,
-        size=trial.image_size,
-        classes=len(plan.class_names),
-        train_images=trial.train_images,
-        test_images=len(trial.test_ids),
-    )
-
-
-def _declared(e: Experiment) -> tuple[int, int]:
-    """Images to train on and to attack."""
-    train, test = e.data.declared_train_images, e.data.declared_test_images
-    assert train is not None
-    assert test is not None
-    return e.data.train_images or train, min(e.evaluate.images or test, test)
-
-
-def _declared_cost(e: Experiment) -> TrialCost | None:
-    d = e.data
-    sizes = (d.declared_train_images, d.declared_test_images, d.image_size, d.classes)
-    if e.model.factory is not None or None in sizes:
-        return None
-    assert d.image_size is not None
-    assert d.classes is not None
-    train, test = _declared(e)
-    return trial_cost(
-        e.model,
-        e.train,
-        e.evaluate,
-        size=d.image_size,
-        classes=d.classes,
-        train_images=train,
-        test_images=test,
-    )
 
 
 def _show_attacks(console: Console, e: Experiment, images: int, costs: Sequence[TrialCost]) -> None:
