@@ -82,6 +82,8 @@ def test_purposes_keep_their_numbers() -> None:
         "SPSA": 20,
         "SQUARE": 21,
         "CORNERS": 22,
+        "RANDOM_SIGNS": 30,
+        "BOOTSTRAP": 31,
     }
 
 
