@@ -99,8 +99,8 @@ def _caption(attack: str, gain: int, images: int) -> str:
     return (
         f"{images} test images, clean (left) and after more and more steps of {attack}, and under "
         f"each the change itself, {gain} times as strong, around mid-grey. ✓ still right; ✗ the "
-        "attack has reached its goal; ≠ wrong, but not as the attacker wanted. Chosen because the "
-        "longest attack succeeds, on most models: examples, not a measurement."
+        "attack has reached its goal; ≠ wrong, but not as the attacker wanted. First those on "
+        "which the longest attack succeeds against most models: examples, not a measurement."
     )
 
 
