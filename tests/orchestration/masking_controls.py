@@ -80,7 +80,7 @@ def train(kind: str, seed: int) -> nn.Module:
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - step / STEPS)
         optimizer.zero_grad()
-        F.cross_entropy(model.train()(moved), y).backward()
+        F.cross_entropy(model.train()(moved), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         for norm in batchnorms(model):
             assert norm.seen is not None

@@ -49,7 +49,9 @@ class Steps(nn.Module):
 def batch(n: int) -> Batch:
     drawn = Key(4, Purpose.PROBE).uniform(range(n), SHAPE)
     return Batch(
-        images_BCHW=0.25 + drawn / 2, labels_B=np.zeros(n, np.int64), image_ids_B=np.arange(n)
+        images_BCHW=(0.25 + drawn / 2).astype(np.float32),
+        labels_B=np.zeros(n, np.int64),
+        image_ids_B=np.arange(n),
     )
 
 
