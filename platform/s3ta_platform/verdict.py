@@ -57,7 +57,7 @@ def _table(found: list[Check], name: str, caption: str) -> Table:
         pad_edge=False,
     )
     for column in ("check", "result"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("number", "pass", "fail"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("remark", style="dim")
@@ -68,11 +68,11 @@ def _table(found: list[Check], name: str, caption: str) -> Table:
 
 
 def number(check: Check) -> str:
-    """Such as `0.3 pt`."""
+    """Such as `0.30 pt`."""
     if check.value is None:
         return "\N{EN DASH}"
     if check.unit:
-        return f"{check.value:.1f} {check.unit}"
+        return f"{check.value:.2f} {check.unit}"
     return f"{check.value:.2f}" if abs(check.value) >= 0.01 else f"{check.value:.1e}"
 
 

@@ -42,7 +42,7 @@ def test_a_query_is_a_corner_around_the_image_not_around_the_last_point() -> Non
         rule.move(points, nothing, torch.tensor([step, step]), around)
         seen.append(points.clone())
         assert {*points[0].flatten().tolist()} == {0.375, 0.625}
-        assert {*points[1].flatten().tolist()} == {*torch.tensor([0.0, 0.05 + EPSILON]).tolist()}
+        assert {*points[1].flatten().tolist()} == {0.0, float(torch.tensor(0.05) + EPSILON)}
     shares = torch.stack([(x[0] > 0.5).float().mean() for x in seen])
     assert (abs(shares - 0.5) < 4.5 * 0.5 / 192**0.5).all()
     assert all(not torch.equal(a, b) for a, b in pairwise(seen))
@@ -60,7 +60,7 @@ def test_a_linear_model_falls_exactly_when_one_of_the_drawn_corners_is_beyond_it
     weights = torch.linspace(-1, 1, 16)
     lengths = torch.linspace(0.1, 1.1, 6)  # how far each image is from the border
     batch = Batch(
-        images_BCHW=(images + np.arange(6)[:, None, None, None] / 64).astype(np.float32),
+        images_BCHW=(images + np.arange(6).reshape(6, 1, 1, 1) / 64).astype(np.float32),
         labels_B=np.zeros(6, np.int64),
         image_ids_B=np.arange(6),
     )

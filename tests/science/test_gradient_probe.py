@@ -48,8 +48,11 @@ class Steps(nn.Module):
 
 def batch(n: int) -> Batch:
     drawn = Key(4, Purpose.PROBE).uniform(range(n), SHAPE)
-    images_BCHW = (0.25 + drawn / 2).astype(np.float32)
-    return Batch(images_BCHW=images_BCHW, labels_B=np.zeros(n, np.int64), image_ids_B=np.arange(n))
+    return Batch(
+        images_BCHW=(0.25 + drawn / 2).astype(np.float32),
+        labels_B=np.zeros(n, np.int64),
+        image_ids_B=np.arange(n),
+    )
 
 
 def probed(model: nn.Module, n: int = 5, pairs: int = 64, tile: int = 8) -> Rows:
