@@ -178,7 +178,7 @@ def test_a_file_without_declared_numbers_has_no_forecast_before_its_data(tmp_pat
     assert declared_work(compose(groups_folder() / "quickstart.yaml")) is None
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts those of convolutions and products, in gradients too: torch's own FlopCounterMode
     takes no gradient by a leaf."""
 
@@ -203,7 +203,7 @@ def test_what_is_measured_does_as_many_operations_as_it_says() -> None:
     work = replace(paper("table1_resnet152"), experiment=settings, size=28, classes=10)
     task = Task(work=work, threads=1, device="cpu", seconds=0)
     for call, flop in (training_step(task), attack(task)):
-        with Operations() as counted:
+        with Operations() as counted:  # type: ignore[no-untyped-call]
             call()
         # The judge's passes are on top.
         assert counted.total == pytest.approx(1.03 * flop, rel=0.06)
