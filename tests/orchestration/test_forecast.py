@@ -2,17 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from s3ta.cost import held_numbers
 from s3ta.engine import make_engine
 from s3ta.errors import UserError
 from s3ta.model import build
 from s3ta.settings import Dtype, EngineSettings, ModelSettings
-from s3ta_platform.calibrate import rate
+from s3ta_platform.calibrate import Task, attack, rate, training_step
 from s3ta_platform.compose import compose, groups_folder
 from s3ta_platform.forecast import Rates, attained, forecast, packed, rounds_share
 from s3ta_platform.hardware import PROFILES, Range, parse_hardware
@@ -139,8 +142,8 @@ def test_what_is_kept_for_a_gradient_is_within_a_fifth_of_what_torch_keeps(name:
     engine = make_engine(model.eval(), EngineSettings(), (1, 28, 28), images)
     x = x.to(memory_format=engine.memory).requires_grad_()
     own = {t.untyped_storage().data_ptr() for t in engine_tensors(engine)} | own
-    attack = kept(lambda: engine.logits(x), weights=own)
-    assert 4 * images * (held.convolutions + held.attention) == pytest.approx(attack, rel=0.2)
+    attacked = kept(lambda: engine.logits(x), weights=own)
+    assert 4 * images * (held.convolutions + held.attention) == pytest.approx(attacked, rel=0.2)
 
 
 def engine_tensors(engine: object) -> list[Tensor]:
@@ -173,3 +176,34 @@ def test_words_have_the_unit_that_fits() -> None:
 
 def test_a_file_without_declared_numbers_has_no_forecast_before_its_data(tmp_path: Path) -> None:
     assert declared_work(compose(groups_folder() / "quickstart.yaml")) is None
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts those of convolutions and products, in gradients too: torch's own FlopCounterMode
+    takes no gradient by a leaf."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def test_what_is_measured_does_as_many_operations_as_it_says() -> None:
+    settings = next(
+        t.experiment
+        for t in compose(groups_folder() / "quickstart.yaml").trials
+        if t.experiment.model.name == "ResNet-8"
+    )
+    settings.train.batch = settings.train.microbatch = settings.evaluate.tile = 4
+    work = replace(paper("table1_resnet152"), experiment=settings, size=28, classes=10)
+    task = Task(work=work, threads=1, device="cpu", seconds=0)
+    for call, flop in (training_step(task), attack(task)):
+        with Operations() as counted:  # type: ignore[no-untyped-call]
+            call()
+        # The judge's passes are on top.
+        assert counted.total == pytest.approx(1.03 * flop, rel=0.06)
