@@ -158,7 +158,9 @@ def _old_results(root: Root) -> Iterator[str]:
     """Rows and galleries that say so, and their trials."""
     if not root.all_current:
         return
-    files = [name for name in root.below("evaluations/") if name.endswith(".parquet")]
+    folders = ("evaluations", "probes", "analyses")
+    found = (name for folder in folders for name in root.below(f"{folder}/"))
+    files = [name for name in found if name.endswith(".parquet")]
     rows = {name for name in files if _rows_version(root.storage, name) < RESULT_VERSION}
     yield from rows
     for name in root.below("galleries/"):
