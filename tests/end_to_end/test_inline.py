@@ -226,7 +226,7 @@ def test_a_new_point_trains_only_that_trial(copy: Path, tiny: Path, s3ta: Comman
     wider.write_text(text.replace("{model.unroll: 2}", "{model.unroll: 2}\n    - {train.seed: 5}"))
     plan = " ".join(s3ta("plan", wider, f"results={copy}").output.split())
     assert plan.count(" is new: ") == 1
-    assert "is new: train.seed is 5, not 0 (beside " in plan
+    assert "train.seed is 5, not 0 (beside " in plan
     done = s3ta("run", wider, UNTRACKED, f"results={copy}")
     assert done.code == 0, done.output
     assert "2 of 3 trials are stored already" in done.output

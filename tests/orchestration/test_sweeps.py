@@ -124,7 +124,7 @@ def test_a_curriculum_killed_in_and_between_stages_ends_in_the_bits_of_one_loop(
     storage, reached = open_storage(str(root)), []
     for least, _ in KILLS:
         with ended(Run(file, root)) as run:
-            run.until(partial(saved_at_least, root, trial.key, least))
+            run.until(partial(saved_at_least, root, trial.key, least), seconds=600)
             run.kill()
             run.expect_gone()
         reached.append(max(checkpoint_steps(storage, trial.key)))
