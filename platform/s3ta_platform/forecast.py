@@ -17,7 +17,7 @@ FLOP = 2
 """Floating-point operations of a multiply-add."""
 ROW_BYTES = sum(1 if field.type.bit_width == 1 else field.type.bit_width // 8 for field in SCHEMA)
 SHARD_BYTES = 6000
-"""A file's own head, and its line in the evaluation's record; measured on small shards."""
+"""About a file's own head, and its line in the evaluation's record: an estimate."""
 START_S, FIT_S, FAN_OUT_S = 20.0, 12.0, 4.0
 """Until Ray works, until a leg's first step, and until shard workers attack (2 CPU cores)."""
 
