@@ -11,30 +11,16 @@ import numpy as np
 
 from s3ta import masking
 from s3ta.masking import Evidence
-from s3ta.settings import AttackSettings, Goal, Gradient, Loss, Rule, require
+from s3ta.settings import AttackSettings
 from s3ta_platform.evaluate import record_of
 from s3ta_platform.jobs import EvaluateJob, Ids
 from s3ta_platform.outcomes import Array, Course, Flags, courses, read_outcomes
 from s3ta_platform.probe_rows import read_probes
-from s3ta_platform.schema import Experiment
 from s3ta_platform.shards import plan_probes, plan_shards
 from s3ta_platform.storage import Storage
 
 WHITE_BOX = ("pgd_ce", "pgd_margin", "apgd_ce", "apgd_t", "wide")
 BLACK_BOX = ("square", "spsa", "transfer", "random")
-
-ROLES: dict[str, dict[str, Any]] = {
-    "pgd_ce": {"rule": Rule.sign, "loss": Loss.cross_entropy},
-    "pgd_margin": {"rule": Rule.sign, "loss": Loss.margin},
-    "apgd_ce": {"rule": Rule.apgd, "loss": Loss.cross_entropy},
-    "apgd_t": {"rule": Rule.apgd, "loss": Loss.dlr, "goal": Goal.likeliest},
-    "wide": {"rule": Rule.sign, "loss": Loss.margin, "epsilon_255": 127.5},
-    "square": {"rule": Rule.square, "loss": Loss.margin},
-    "spsa": {"gradient": Gradient.spsa},
-    "transfer": {},
-    "random": {"rule": Rule.random, "loss": Loss.margin},
-}
-"""What each attack must be; else untargeted, at the verdict's epsilon, by backpropagation."""
 
 
 def _steps(attack: AttackSettings) -> int:
@@ -66,23 +52,6 @@ class Seen:
     """Left out: who ended the workers is neither robust nor broken by an attack."""
     reduced: list[str]
     """In what the attacks are less than they are defined."""
-
-
-def check_roles(e: Experiment) -> None:
-    """UserError unless the attacks that a verdict is made of are what they are called."""
-    if e.masking is None:
-        return
-    unknown = [name for name in e.evaluate.attacks if name not in ROLES]
-    known = f"one of {', '.join(ROLES)} where masking is asked for"
-    require(not unknown, "evaluate.attacks", unknown, known)
-    for role, attack in e.evaluate.attacks.items():
-        usual: dict[str, Any] = {"goal": Goal.untargeted, "gradient": Gradient.autograd}
-        usual["epsilon_255"] = e.masking.epsilon_255
-        for name, wanted in {**usual, **ROLES[role]}.items():
-            found = getattr(attack, name)
-            said = getattr(wanted, "name", wanted)
-            label = f"evaluate.attacks.{role}.{name}"
-            require(found == wanted, label, getattr(found, "name", found), f"{said} there")
 
 
 def read_evidence(storage: Storage, job: EvaluateJob, ids: Ids) -> Seen:

@@ -10,7 +10,6 @@ from typing import Any
 from s3ta.errors import UserError
 from s3ta_platform.compose import Composed, Trial
 from s3ta_platform.devices import device_class, resolve_device
-from s3ta_platform.evidence import check_roles
 from s3ta_platform.jobs import EvaluateJob, Ids, SourceModel, TrainJob
 from s3ta_platform.places import tracking_address
 from s3ta_platform.plan_data import (
@@ -21,6 +20,7 @@ from s3ta_platform.plan_data import (
 )
 from s3ta_platform.record import RESULT_VERSION, content_key, plain, trial_key
 from s3ta_platform.restored import restore
+from s3ta_platform.roles import check_roles
 from s3ta_platform.schema import ClusterSettings, Experiment
 from s3ta_platform.shards import evaluation_ids, plan_portraits, plan_probes, plan_shards
 from s3ta_platform.sources import with_sources
