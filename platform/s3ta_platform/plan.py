@@ -13,7 +13,6 @@ from s3ta_platform.compose import Composed, Trial
 from s3ta_platform.devices import device_class, resolve_device
 from s3ta_platform.jobs import EvaluateJob, Ids, SourceModel, TrainJob
 from s3ta_platform.legs import Leg, legs_of
-from s3ta_platform.masking_roles import check_roles
 from s3ta_platform.places import tracking_address
 from s3ta_platform.plan_data import (
     ExperimentData,
@@ -23,6 +22,7 @@ from s3ta_platform.plan_data import (
 )
 from s3ta_platform.record import RESULT_VERSION, content_key, plain, trial_parts
 from s3ta_platform.restored import trained_model
+from s3ta_platform.roles import check_roles
 from s3ta_platform.schema import Experiment
 from s3ta_platform.shards import evaluation_ids, plan_portraits, plan_probes, plan_shards
 from s3ta_platform.sources import with_sources

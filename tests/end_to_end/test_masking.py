@@ -32,7 +32,7 @@ SMALL = [
     "evaluate.attacks.apgd_t.targets=3",
     "evaluate.attacks.wide.readings=[40]",
     "evaluate.attacks.square.readings=[300]",
-    "evaluate.attacks.spsa.readings=[10]",
+    "evaluate.attacks.spsa.readings=[4]",
     "evaluate.attacks.spsa.spsa_pairs=16",
     "evaluate.attacks.transfer.readings=[40]",
     "evaluate.attacks.random.readings=[40]",
@@ -94,15 +94,14 @@ def statuses(said: dict[str, Any]) -> dict[str, str]:
     return {check["key"]: check["status"] for check in said["checks"]}
 
 
-@pytest.mark.parametrize("kind", controls.KINDS)
-def test_an_honest_model_does_not_fail(kind: str, verdict: Any) -> None:
-    _require_honest(kind, 0, verdict)
+def test_an_honest_model_with_attention_does_not_fail(verdict: Any) -> None:
+    _require_honest("s3ta", 0, verdict)
 
 
 @pytest.mark.sweeps
 @pytest.mark.parametrize("kind", controls.KINDS)
-@pytest.mark.parametrize("seed", controls.SEEDS[1:])
-def test_nor_does_one_of_another_seed(kind: str, seed: int, verdict: Any) -> None:
+@pytest.mark.parametrize("seed", controls.SEEDS)
+def test_no_honest_model_fails_of_three_kinds_and_seeds(kind: str, seed: int, verdict: Any) -> None:
     _require_honest(kind, seed, verdict)
 
 

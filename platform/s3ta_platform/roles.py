@@ -1,4 +1,4 @@
-"""What each attack of a masking verdict must be. Imports no torch: plans check it."""
+"""What the attacks of a masking verdict must be, by their names. Imports no torch."""
 
 from typing import Any
 
