@@ -32,7 +32,7 @@ from s3ta_platform.runs import (
 from s3ta_platform.storage import Storage, open_storage
 from s3ta_platform.tracking_ui import public
 
-WORDS = {Phase.train: "train", Phase.evaluate: "attack"}
+WORDS = {Phase.train: "train", Phase.evaluate: "attack", Phase.analyze: "study"}
 LOG_EVERY_S = 20.0
 """A trial's progress goes into the log at most so often."""
 
@@ -86,7 +86,7 @@ class Announced:
         phase, now = WORDS[event.phase], time.time()
         with self._changing:
             before = self._standings[event.trial]
-            last = event.durable and event.phase is Phase.evaluate  # a trial's last event
+            last = event.durable and event.phase is not Phase.train  # perhaps a trial's last event
             self._standings[event.trial] = Standing(
                 phase="complete" if last else phase,
                 since=before.since if before.phase == phase else now,

@@ -80,7 +80,7 @@ def capsule_of(plan: Plan) -> dict[str, Any]:
 def _data(trial: TrialPlan) -> list[tuple[str, str]]:
     d = trial.experiment.data
     found = [(d.test, trial.test_digest)]
-    if trial.ready is None:
+    if "images" in trial.parts:  # else it was trained elsewhere
         found.append((d.train, str(trial.parts["images"]["digest"])))
     return found
 

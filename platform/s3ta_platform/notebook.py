@@ -110,7 +110,7 @@ def summary(table: pa.Table) -> pa.Table:
         unroll=None,
         settings={},
         history=[],
-        rows=table,
+        rows=table.append_column("quarantined", pa.array([""] * len(table))),
         planned=len(table["image_id"].unique()),
     )
     counted = summarise(trial)

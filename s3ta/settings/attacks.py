@@ -255,7 +255,6 @@ class AttackSettings:
         share, whole = self.step_of_epsilon, self._family == "fgsm"
         goal = "targeted" if self.goal is Goal.random_target else self.goal.name
         words = {
-            f"{self.rule.name}": bool(self.sources) and self.rule.keeps_best,
             goal: True,
             self.loss.name: self.loss is not usual_loss.get(self.rule, Loss.cross_entropy),
             "adam": self.rule is Rule.adam,
@@ -270,7 +269,8 @@ class AttackSettings:
             f"{self.restarts}starts": self.restarts > 1,
             self.mode.value: until,
         }
-        return [word for word, said in words.items() if said]
+        leads = [self.rule.name] if self.sources and self.rule.keeps_best else []
+        return leads + [word for word, said in words.items() if said]
 
 
 @dataclass(kw_only=True)

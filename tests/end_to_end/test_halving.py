@@ -61,7 +61,7 @@ def test_a_failed_trial_is_listed_with_its_error_its_log_and_how_to_retry_it(
     said = done.output[done.output.index(f"{failed.name} failed: ") :]
     assert "Lower train.learning_rate" in " ".join(said.split())
     (log,) = root.glob("logs/*.log")
-    assert f"  its log: {log}\n" in said
+    assert f"The log: {log}\n" in said
     assert f"s3ta retry {failed.key} --results '{root}'\n" in said
     assert done.output.count(" failed: ") == 1
     assert sound.trained(make_plan(compose(file, overrides)).storage) is not None

@@ -21,6 +21,8 @@ from s3ta_platform.cluster import Cluster, local_cluster
 from s3ta_platform.fits import fit, process_group
 from s3ta_platform.leftovers import alive, remove_leftovers, remove_orphans
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def log_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -171,8 +173,6 @@ JOIN = """
 import ray, sys
 from s3ta_platform.cluster import local_cluster
 from s3ta_platform.leftovers import alive
-
-pytestmark = pytest.mark.slow
 
 class Mailbox:
     def answer(self):

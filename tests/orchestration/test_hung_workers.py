@@ -23,6 +23,8 @@ from s3ta_platform.executors import JobFailure, JobsFailedError, run_on_ray
 from s3ta_platform.seats import Heard, Seat
 from s3ta_platform.stacks import Process, dump, end
 
+pytestmark = pytest.mark.slow
+
 HANG_S = 3.0
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
@@ -238,8 +240,6 @@ CHILD = """
 import signal, sys, threading
 from s3ta_platform.seats import Heard, Seat
 from s3ta_platform.stacks import listen
-
-pytestmark = pytest.mark.slow
 
 def parked(p):
     print(p.pid, p.born, p.stacks_fd, flush=True)
