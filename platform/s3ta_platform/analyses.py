@@ -19,7 +19,6 @@ from s3ta_platform.analysis_plan import (
     missing_analyses,
     pieces,
 )
-from s3ta_platform.analyze_settings import Analysis
 from s3ta_platform.attack_images import Course, attack_images, image_rows
 from s3ta_platform.attack_names import attack_title
 from s3ta_platform.calibration_figures import (
@@ -43,7 +42,9 @@ from s3ta_platform.pictures import attention_maps, fooled_images, hwc
 from s3ta_platform.plan import Plan, TrialPlan
 from s3ta_platform.race import race_figure, race_points, race_rows
 from s3ta_platform.results import Gallery, SweepResult
-from s3ta_platform.study_files import read_pieces, table_bytes, values
+from s3ta_platform.rows import parquet_bytes
+from s3ta_platform.schema_analyze import Analysis
+from s3ta_platform.study_files import read_pieces, values
 from s3ta_platform.summaries import summarise
 
 
@@ -114,7 +115,7 @@ def _stored(name: str, tables: Sequence[tuple[_Trial, Any]]) -> dict[str, bytes]
         )
     # Lists of numbers are as long as a model has glances.
     merged = pa.concat_tables([_plain_lists(part) for part in parts], promote_options="default")
-    return {f"{name}.parquet": table_bytes(merged)}
+    return {f"{name}.parquet": parquet_bytes(merged)}
 
 
 def _plain_lists(table: pa.Table) -> pa.Table:

@@ -7,7 +7,6 @@ from s3ta.calibration import LEAST
 from s3ta.errors import UserError
 from s3ta.settings import AttackSettings, ModelSettings, Queries, Through
 from s3ta.trajectory import Trajectory, trajectories
-from s3ta_platform.analyze_settings import Analysis
 from s3ta_platform.data import ParquetImages, read_manifest
 from s3ta_platform.jobs import EvaluateJob, Ids, open_images
 from s3ta_platform.pieces import (
@@ -19,6 +18,7 @@ from s3ta_platform.pieces import (
     piece_parts,
 )
 from s3ta_platform.record import content_key
+from s3ta_platform.schema_analyze import Analysis
 from s3ta_platform.shards import AT_MOST_TILES, Portraits, shard_size
 from s3ta_platform.storage import Storage
 

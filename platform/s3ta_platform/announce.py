@@ -32,7 +32,6 @@ from s3ta_platform.runs import (
 from s3ta_platform.storage import Storage, open_storage
 from s3ta_platform.tracking_ui import public
 
-WORDS = {Phase.train: "train", Phase.evaluate: "attack", Phase.analyze: "study"}
 LOG_EVERY_S = 20.0
 """A trial's progress goes into the log at most so often."""
 
@@ -83,7 +82,7 @@ class Announced:
 
     def heard(self, event: Event) -> None:
         """Something new of a trial; may be called from any thread."""
-        phase, now = WORDS[event.phase], time.time()
+        phase, now = event.phase.word, time.time()
         with self._changing:
             before = self._standings[event.trial]
             last = event.durable and event.phase is not Phase.train  # perhaps a trial's last event

@@ -10,7 +10,7 @@ from s3ta.cost import multiply_adds, parameter_count
 from s3ta.schedules import stage_at
 from s3ta.settings import AttackSettings, ModelSettings, Objective, TrainSettings
 from s3ta.trajectory import Trajectory, trajectories
-from s3ta_platform.schema import EvaluateSettings
+from s3ta_platform.schema_evaluate import EvaluateSettings
 from s3ta_platform.shards import shard_size
 
 UPDATE = 3

@@ -12,6 +12,11 @@ class Phase(Enum):
     evaluate = "evaluate"
     analyze = "analyze"
 
+    @property
+    def word(self) -> str:
+        """As a reader would say it."""
+        return {Phase.train: "train", Phase.evaluate: "attack", Phase.analyze: "study"}[self]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:

@@ -11,7 +11,8 @@ from s3ta_platform.forecast import Forecast, Rates, forecast
 from s3ta_platform.hardware import PROFILES, Hardware, parse_hardware
 from s3ta_platform.legs import legs_of
 from s3ta_platform.packing import Node, room
-from s3ta_platform.schema import Executor, Experiment
+from s3ta_platform.schema import Experiment
+from s3ta_platform.schema_cluster import Executor
 from s3ta_platform.show_forecast import from_profile, show_forecast
 from s3ta_platform.simulating import best_shard_steps
 from s3ta_platform.work import TrialWork

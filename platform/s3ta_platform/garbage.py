@@ -27,12 +27,10 @@ from s3ta_platform.snapshots import FOLDER as SNAPSHOTS
 from s3ta_platform.storage import Storage, open_storage
 from s3ta_platform.storage_names import TEMPORARY
 from s3ta_platform.tidy import is_stored
-from s3ta_platform.trials import checkpoint_prefix, read_trained
+from s3ta_platform.trials import BEST_BY, checkpoint_prefix, read_trained
 
 TEMPORARY_S = 86400.0
 """A temporary file of that age has no writer any more."""
-BEST_BY = "adversarial_top1"
-"""As in training_state: the checkpoint of the best epoch is kept."""
 NAMED = 20
 """So many names of a kind are listed; --names lists all."""
 

@@ -9,10 +9,12 @@ import numpy.typing as npt
 from s3ta.draws import Key, Purpose
 from s3ta.settings import ModelSettings, TrainSettings
 from s3ta.trajectory import Trajectory
-from s3ta_platform.analyze_settings import AnalyzeSettings
 from s3ta_platform.data import ParquetImages
 from s3ta_platform.record import RESULT_VERSION, content_key
-from s3ta_platform.schema import ClusterSettings, DataSettings, EvaluateSettings
+from s3ta_platform.schema import DataSettings
+from s3ta_platform.schema_analyze import AnalyzeSettings
+from s3ta_platform.schema_cluster import ClusterSettings
+from s3ta_platform.schema_evaluate import EvaluateSettings
 
 Ids = npt.NDArray[np.int64]
 
@@ -106,9 +108,9 @@ class EvaluateJob:
         """The content key of this piece of work."""
         return content_key(**self.key_parts(trajectory, image_ids))
 
-    def probe_key(self, image_ids: tuple[int, ...]) -> str:
-        """The content key of a look at these images' gradients."""
-        return content_key(**self.key_parts(None, image_ids), probe=self.evaluate.probe)
+    def probe_parts(self, image_ids: tuple[int, ...]) -> dict[str, Any]:
+        """All that decides what a look at these images' gradients finds."""
+        return {**self.key_parts(None, image_ids), "probe": self.evaluate.probe}
 
 
 def open_images(

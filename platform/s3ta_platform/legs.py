@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from s3ta.schedules import stage_at, stage_index
 from s3ta.settings import TrainSettings
-from s3ta_platform.schema import ClusterSettings
+from s3ta_platform.schema_cluster import ClusterSettings
 from s3ta_platform.schema_sweep import AshaSettings
 
 

@@ -26,7 +26,6 @@ from rich.text import Text
 
 from s3ta_platform.events import Event, Phase
 
-WORDS = {Phase.train: "train", Phase.evaluate: "attack", Phase.analyze: "study"}
 PLAIN_EVERY_S = 20.0
 """Without a terminal a bar is a line, at most so often."""
 
@@ -89,7 +88,7 @@ class Display:
     def _bar(self, event: Event) -> None:
         at = (event.trial, event.phase)
         if at not in self.bars:
-            text = f"{self._name(event):{self.width}} {WORDS[event.phase]:6}"
+            text = f"{self._name(event):{self.width}} {event.phase.word:6}"
             # What was done before this start must not count as speed.
             self.bars[at] = self.progress.add_task(text, total=event.total, note="")
             self.progress.update(self.bars[at], completed=event.done)
@@ -108,7 +107,7 @@ class Display:
         eta = f", {left:.0f} s left" if left else ""
         speed = f", {rate:,.0f} images/s" if rate else ""
         self.console.print(
-            f"{self._name(event):{self.width}} {WORDS[event.phase]:6} "
+            f"{self._name(event):{self.width}} {event.phase.word:6} "
             f"{event.done:,} of {event.total:,} images{speed}{eta}  {event.note}".rstrip(),
             highlight=False,
             markup=False,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from s3ta.errors import UserError
 from s3ta_platform.plan import TrialPlan
-from s3ta_platform.schema import ClusterSettings
+from s3ta_platform.schema_cluster import ClusterSettings
 
 
 @dataclass(frozen=True)

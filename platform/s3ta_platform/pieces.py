@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3ta.trajectory import Trajectory
-from s3ta_platform.analyze_settings import Analysis
 from s3ta_platform.jobs import EvaluateJob
+from s3ta_platform.schema_analyze import Analysis
 
 
 @dataclass(frozen=True, kw_only=True)

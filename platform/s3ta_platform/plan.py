@@ -14,14 +14,9 @@ from s3ta_platform.devices import device_class, resolve_device
 from s3ta_platform.jobs import EvaluateJob, Ids, SourceModel, TrainJob
 from s3ta_platform.legs import Leg, legs_of
 from s3ta_platform.places import tracking_address
-from s3ta_platform.plan_data import (
-    ExperimentData,
-    check_attacked,
-    check_classes,
-    training_steps,
-)
-from s3ta_platform.record import RESULT_VERSION, content_key, plain, trial_parts
-from s3ta_platform.restored import trained_model
+from s3ta_platform.plan_data import ExperimentData
+from s3ta_platform.plan_model import plan_model
+from s3ta_platform.record import content_key, plain
 from s3ta_platform.roles import check_roles
 from s3ta_platform.schema import Experiment
 from s3ta_platform.shards import evaluation_ids, plan_portraits, plan_probes, plan_shards
@@ -237,7 +232,7 @@ def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
         )
     device = resolve_device(e.cluster.device)
     _check_tracking(e)
-    model, test = _plan_model(e, data), data.manifest(e, e.data.test)
+    model, test = plan_model(e, data), data.manifest(e, e.data.test)
     shape_CHW = data.images(e, e.data.test).shape_CHW
     e, sources = with_sources(e, shape_CHW, len(test.class_names))
     check_roles(e)
@@ -272,62 +267,6 @@ def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
         ready=model.ready,
         sources=sources,
     )
-
-
-@dataclass(frozen=True)
-class _Model:
-    """Where a trial's model comes from."""
-
-    key: str
-    """Of the trial."""
-    steps: int
-    ready: Trained | None
-    train_images: int
-    parts: dict[str, Any]
-    digest: str = ""
-    """Where it is trained already."""
-
-
-def _plan_model(e: Experiment, data: ExperimentData) -> _Model:
-    if e.checkpoint:
-        return _plan_checkpoint(e, data)
-    return _plan_training(e, data) if e.model.factory is None else _plan_own_model(e, data)
-
-
-def _plan_checkpoint(e: Experiment, data: ExperimentData) -> _Model:
-    """A model that is trained already; neither its training nor its training images are needed."""
-    check_attacked(e, data.manifest(e, e.data.test))
-    trained = trained_model(e.checkpoint, e.results).trained
-    return _Model(e.checkpoint, trained.step, None, 0, {}, trained.model_digest)
-
-
-def _plan_training(e: Experiment, data: ExperimentData) -> _Model:
-    if not e.data.train:
-        raise UserError(
-            "data.train has no value: it must be set in the experiment file, "
-            "or on the command line as data.train=VALUE."
-        )
-    train, test = data.manifest(e, e.data.train), data.manifest(e, e.data.test)
-    check_classes(e, train, test)
-    check_attacked(e, test)
-    steps = training_steps(e, train)
-    data.images(e, e.data.train)  # opened here, so that no worker finds them unusable
-    images = e.data.train_images or train.images
-    parts = trial_parts(e.model, e.train, e.data, train.digest)
-    return _Model(content_key(**parts), steps, None, images, parts)
-
-
-def _plan_own_model(e: Experiment, data: ExperimentData) -> _Model:
-    """The model is built to be named by what it is; settings of training play no part."""
-    from s3ta_platform.foreign import describe
-
-    test = data.manifest(e, e.data.test)
-    check_attacked(e, test)
-    shape_CHW = data.images(e, e.data.test).shape_CHW
-    digest, parameters = describe(e.model, shape_CHW, len(test.class_names))
-    parts = {"result_version": RESULT_VERSION, "model": digest}
-    ready = Trained(step=0, model_digest=digest, parameters=parameters)
-    return _Model(content_key(**parts), 0, ready, 0, parts, digest)
 
 
 def _check_tracking(e: Experiment) -> None:

@@ -1,20 +1,17 @@
 """What a probe saw of each image's gradients, as Parquet: a row per image (s3ta.gradient_probe)."""
 
-import io
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from s3ta.errors import UserError
 from s3ta.tally import Rows
+from s3ta_platform.rows import about
 from s3ta_platform.shards import Probe
 from s3ta_platform.storage import Storage
+from s3ta_platform.study_files import read_study, to_parquet
 
-FORMAT = "s3ta-probe-1"
-METADATA = b"s3ta"
 SCHEMA = pa.schema(
     [
         ("image_id", pa.int64()),
@@ -27,18 +24,11 @@ SCHEMA = pa.schema(
 )
 
 
-def write_probe(storage: Storage, probe: Probe, rows: Rows, about: Mapping[str, Any]) -> None:
+def write_probe(storage: Storage, probe: Probe, rows: Rows, key_parts: Mapping[str, Any]) -> None:
     """Store the rows, unless they are there."""
-    head = {"format": FORMAT, "key": probe.key, **about}
-    table = pa.table([rows[f.name] for f in SCHEMA], schema=SCHEMA)
-    buffer = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata({METADATA: json.dumps(head)}),
-        buffer,
-        compression="zstd",
-        write_page_checksum=True,
-    )
-    storage.put_new(probe.name, buffer.getvalue())
+    columns = {name: rows[name] for name in SCHEMA.names}
+    head = {"key": probe.key, "key_parts": key_parts}
+    storage.put_new(probe.name, to_parquet(columns, head))
 
 
 def read_probes(storage: Storage, probes: Iterable[Probe]) -> Rows:
@@ -49,17 +39,9 @@ def read_probes(storage: Storage, probes: Iterable[Probe]) -> Rows:
 
 
 def _read(storage: Storage, probe: Probe) -> pa.Table:
-    try:
-        stored = io.BytesIO(storage.get(probe.name))
-        table = pq.read_table(stored, page_checksum_verification=True, use_threads=False)
-        head = json.loads((table.schema.metadata or {})[METADATA])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{storage.uri(probe.name)} is not a whole file ({str(error).splitlines()[0]}). "
-            "Delete it and run again: it is computed anew."
-        ) from error
+    table = read_study(storage, probe.name)
     ids = tuple(table["image_id"].to_pylist()) if "image_id" in table.column_names else ()
-    if (head.get("format"), head.get("key"), ids) != (FORMAT, probe.key, probe.image_ids):
+    if (about(table).get("key"), ids) != (probe.key, probe.image_ids):
         raise UserError(
             f"{storage.uri(probe.name)} holds something else than its name says. Delete it and "
             "run again: it is computed anew."

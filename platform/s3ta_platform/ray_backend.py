@@ -19,7 +19,7 @@ from s3ta_platform.fits import fit, process_group
 from s3ta_platform.jobs import TrainJob
 from s3ta_platform.leftovers import remove_orphans, wait_for_room
 from s3ta_platform.notices import heeding, wish
-from s3ta_platform.schema import ClusterSettings
+from s3ta_platform.schema_cluster import ClusterSettings
 from s3ta_platform.shards import DoWork, Work
 from s3ta_platform.storage import open_storage
 from s3ta_platform.tickets import shown

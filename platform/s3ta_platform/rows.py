@@ -52,7 +52,11 @@ def to_parquet(rows: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> byte
     head = {"format": FORMAT, **about}
     head.pop("sha256", None)  # where a head is put together from others'
     head["sha256"] = _digest(table, head)
-    table = table.replace_schema_metadata({METADATA: json.dumps(head).encode()})
+    return parquet_bytes(table.replace_schema_metadata({METADATA: json.dumps(head).encode()}))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as a file of results."""
     buffer = io.BytesIO()
     pq.write_table(
         table, buffer, compression="zstd", write_page_checksum=True, write_statistics=False
@@ -74,13 +78,12 @@ def _digest(table: pa.Table, head: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{rows_digest(table)} {text}".encode()).hexdigest()
 
 
-def read_rows(storage: Storage, name: str) -> pa.Table:
-    """The rows of one stored file; UserError if it is damaged."""
+def read_file(storage: Storage, name: str) -> tuple[pa.Table, dict[str, Any]]:
+    """A stored file of results and what it says of itself; UserError unless it is whole."""
     stored = io.BytesIO(storage.get(name))
     try:
         # Small files: threads would cost more than they give.
         table = pq.read_table(stored, page_checksum_verification=True, use_threads=False)
-        names = table.schema.names
         said = (table.schema.metadata or {})[METADATA]
         head = json.loads(said)
         # Parquet keeps it twice, and other readers may look at the other one.
@@ -90,16 +93,29 @@ def read_rows(storage: Storage, name: str) -> pa.Table:
             f"{storage.uri(name)} is not a whole file of results "
             f"({str(error).splitlines()[0]}). Delete it and run again: it is computed anew."
         ) from error
-    if head.get("format") != FORMAT or names != SCHEMA.names:
+    if not alike:
+        raise changed(storage, name)
+    return table, head
+
+
+def changed(storage: Storage, name: str) -> UserError:
+    """What to say of a file that its digest doesn't fit."""
+    return UserError(
+        f"{storage.uri(name)} was changed: it has another SHA-256 than it says itself. "
+        "Delete it and run again: it is computed anew."
+    )
+
+
+def read_rows(storage: Storage, name: str) -> pa.Table:
+    """The rows of one stored file; UserError if it is damaged."""
+    table, head = read_file(storage, name)
+    if head.get("format") != FORMAT or table.schema.names != SCHEMA.names:
         raise UserError(
             f"{storage.uri(name)} has the format {head.get('format')!r}; this version reads "
             f"{FORMAT!r}. Delete it and run again, or use the version that wrote it."
         )
-    if head.pop("sha256", None) != _digest(table, head) or not alike:
-        raise UserError(
-            f"{storage.uri(name)} was changed: it has another SHA-256 than it says itself. "
-            "Delete it and run again: it is computed anew."
-        )
+    if head.pop("sha256", None) != _digest(table, head):
+        raise changed(storage, name)
     return table
 
 

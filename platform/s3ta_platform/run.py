@@ -27,7 +27,7 @@ from s3ta_platform.plan import Plan, TrialPlan, check_checkpoints, trial_state
 from s3ta_platform.publish import Publisher
 from s3ta_platform.report import write_report
 from s3ta_platform.results import SweepResult
-from s3ta_platform.schema import Executor
+from s3ta_platform.schema_cluster import Executor
 from s3ta_platform.spending import Budget, require_budget
 from s3ta_platform.tables import terminal_table
 from s3ta_platform.tracking import Tracker, open_tracker

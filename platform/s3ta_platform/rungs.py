@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from s3ta_platform.evaluate import FanOut, evaluate
 from s3ta_platform.plan import TrialPlan
-from s3ta_platform.schema import EvaluateSettings, StopSettings
+from s3ta_platform.schema_evaluate import EvaluateSettings, StopSettings
 from s3ta_platform.schema_sweep import AshaSettings
 from s3ta_platform.storage import Storage
 from s3ta_platform.trials import read_trained

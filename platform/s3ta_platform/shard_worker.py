@@ -28,7 +28,6 @@ from s3ta_platform.models import load_model, load_source
 from s3ta_platform.patience import patient
 from s3ta_platform.pieces import LandscapeTask, NaturalTask, Piece, piece_parts
 from s3ta_platform.probe_rows import write_probe
-from s3ta_platform.record import plain
 from s3ta_platform.rows import SCHEMA, to_parquet
 from s3ta_platform.shards import DoWork, Portraits, Probe, Quarantine, Shard, Work
 from s3ta_platform.snapshots import Snapshots
@@ -199,7 +198,7 @@ class Worker:
             delta=settings.delta,
             on_image=on_image,
         )
-        write_probe(self.storage, work, rows, {"probe": plain(settings)})
+        write_probe(self.storage, work, rows, self.job.probe_parts(work.image_ids))
 
     def _quarantine(self, work: Quarantine) -> Tally:
         none = {f.name: np.zeros(0, f.type.to_pandas_dtype()) for f in SCHEMA}

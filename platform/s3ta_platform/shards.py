@@ -16,7 +16,8 @@ from s3ta.tally import Tally
 from s3ta.trajectory import Trajectory, trajectories
 from s3ta_platform.jobs import EvaluateJob
 from s3ta_platform.pieces import Piece
-from s3ta_platform.schema import EvaluateSettings
+from s3ta_platform.record import content_key
+from s3ta_platform.schema_evaluate import EvaluateSettings
 
 AT_MOST_TILES = 64
 """A shard's images are decoded and kept as a whole."""
@@ -144,7 +145,7 @@ def plan_probes(job: EvaluateJob, ids: npt.NDArray[np.int64]) -> list[Probe]:
         return []
     size = max(job.evaluate.shard_steps // job.evaluate.probe.pairs, 1)
     pieces = [tuple(ids[start : start + size].tolist()) for start in range(0, len(ids), size)]
-    return [Probe(key=job.probe_key(piece), image_ids=piece) for piece in pieces]
+    return [Probe(key=content_key(**job.probe_parts(piece)), image_ids=piece) for piece in pieces]
 
 
 def plan_portraits(job: EvaluateJob, ids: npt.NDArray[np.int64]) -> Portraits | None:

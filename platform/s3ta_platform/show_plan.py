@@ -15,7 +15,8 @@ from s3ta_platform.data_files import NoDataError
 from s3ta_platform.novelty import stored_settings, why_new
 from s3ta_platform.packing import Node, require_room, room, train_at_once
 from s3ta_platform.plan import Plan, TrialPlan, TrialState, trial_state
-from s3ta_platform.schema import Executor, Experiment
+from s3ta_platform.schema import Experiment
+from s3ta_platform.schema_cluster import Executor
 from s3ta_platform.work import TrialWork, declared_work, planned_work
 
 TRIALS = ("trial", "key", "varied", "training", "attacks")

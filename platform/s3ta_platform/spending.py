@@ -22,7 +22,7 @@ from s3ta_platform.forecast import forecast
 from s3ta_platform.hardware import parse_hardware
 from s3ta_platform.packing import Node, room
 from s3ta_platform.plan import Plan, TrialPlan, trial_state
-from s3ta_platform.schema import ClusterSettings, Executor
+from s3ta_platform.schema_cluster import ClusterSettings, Executor
 from s3ta_platform.storage import NotStored, Storage
 from s3ta_platform.work import planned_work
 

@@ -1,22 +1,19 @@
-"""What analyses found, as Parquet: one file per piece. Imports no torch."""
+"""What analyses and probes found, as Parquet: one file per piece. Imports no torch."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from s3ta.errors import UserError
 from s3ta_platform.pieces import Piece
 from s3ta_platform.record import plain
+from s3ta_platform.rows import METADATA, changed, parquet_bytes, read_file
 from s3ta_platform.storage import Storage
 
 FORMAT = "s3ta-study-1"
-METADATA = b"s3ta"
 
 Columns = Mapping[str, np.ndarray]
 """A row per image, or per image and point; two-dimensional columns become lists."""
@@ -27,17 +24,7 @@ def to_parquet(columns: Columns, about: Mapping[str, Any]) -> bytes:
     table = pa.table({name: _column(column) for name, column in columns.items()})
     head = {"format": FORMAT, **plain(dict(about))}
     head["sha256"] = _digest(table, head)
-    table = table.replace_schema_metadata({METADATA: json.dumps(head).encode()})
-    return table_bytes(table)
-
-
-def table_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file."""
-    buffer = io.BytesIO()
-    pq.write_table(
-        table, buffer, compression="zstd", write_page_checksum=True, write_statistics=False
-    )
-    return buffer.getvalue()
+    return parquet_bytes(table.replace_schema_metadata({METADATA: json.dumps(head).encode()}))
 
 
 def _column(column: np.ndarray) -> pa.Array:
@@ -72,20 +59,7 @@ def read_pieces(storage: Storage, pieces: Iterable[Piece]) -> pa.Table:
 
 def read_study(storage: Storage, name: str) -> pa.Table:
     """The rows of one stored file, with what it says of itself; UserError if it is damaged."""
-    remedy = "Delete it and run again: it is computed anew."
-    try:
-        table = pq.read_table(
-            io.BytesIO(storage.get(name)), page_checksum_verification=True, use_threads=False
-        )
-        head = json.loads((table.schema.metadata or {})[METADATA])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{storage.uri(name)} is not a whole file of an analysis "
-            f"({str(error).splitlines()[0]}). {remedy}"
-        ) from error
+    table, head = read_file(storage, name)
     if head.get("format") != FORMAT or head.pop("sha256", None) != _digest(table, head):
-        raise UserError(
-            f"{storage.uri(name)} was changed, or is of another version: it has another SHA-256 "
-            f"than it says itself. {remedy}"
-        )
+        raise changed(storage, name)
     return table

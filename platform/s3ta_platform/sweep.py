@@ -34,7 +34,7 @@ from s3ta_platform.packing import require_room, train_at_once
 from s3ta_platform.patience import patient
 from s3ta_platform.plan import TrialPlan
 from s3ta_platform.ray_backend import OnRay, Post, open_mailbox
-from s3ta_platform.schema import ClusterSettings
+from s3ta_platform.schema_cluster import ClusterSettings
 from s3ta_platform.storage import open_storage
 from s3ta_platform.tickets import shown
 from s3ta_platform.trial import judge, run_leg

@@ -25,12 +25,10 @@ from s3ta_platform import checkpoints
 from s3ta_platform.jobs import TrainJob
 from s3ta_platform.record import content_key, plain
 from s3ta_platform.storage import Storage
-from s3ta_platform.trials import checkpoint_prefix, trained_name
+from s3ta_platform.trials import BEST_BY, checkpoint_prefix, trained_name
 
 HISTORY_POINTS = 1000
 """About so many points of the training curves are kept, however long training is."""
-BEST_BY = "adversarial_top1"
-"""The checkpoint with the highest mean of it over its epoch is kept too."""
 RESUME = (
     "exact: model, optimizer and step are here; the stage, the rate, the order of the images and "
     "all draws are functions of the step and the trial's settings"

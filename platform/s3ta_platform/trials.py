@@ -9,6 +9,9 @@ from typing import Any
 from s3ta.errors import UserError
 from s3ta_platform.storage import NotStored, Storage, StoreAwayError
 
+BEST_BY = "adversarial_top1"
+"""The checkpoint with the highest mean of it over its epoch is kept beside the last ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:

@@ -1,4 +1,4 @@
-"""Every file of an analysis: whole, unchanged, in its place, with the images it says. No torch."""
+"""Every file of an analysis or a probe: whole, unchanged, in place, with its images. No torch."""
 
 from s3ta.errors import UserError
 from s3ta_platform.rows import about
@@ -9,12 +9,14 @@ from s3ta_platform.verify_rows import own_problems
 
 
 def study_names(storage: Storage) -> list[str]:
-    """All stored pieces of analyses."""
-    return [name for name in storage.list("analyses/") if name.endswith(".parquet")]
+    """All stored pieces of analyses, and probes of gradients."""
+    folders = ("analyses/", "probes/")
+    names = (name for folder in folders for name in storage.list(folder))
+    return [name for name in names if name.endswith(".parquet")]
 
 
 def check_studies(storage: Storage, tick: Tick) -> Check:
-    """Every stored piece of an analysis."""
+    """Every stored piece of an analysis, and every probe."""
     names = study_names(storage)
     check = Check(name="analyses", words=f"{len(names)} piece(s)")
     for name in names:

@@ -33,7 +33,9 @@ from s3ta_platform.data import read_manifest, write_parquet
 from s3ta_platform.evaluate import evaluate
 from s3ta_platform.executors import run_inline, run_on_ray
 from s3ta_platform.jobs import EvaluateJob, TrainJob, open_images
-from s3ta_platform.schema import ClusterSettings, DataSettings, EvaluateSettings
+from s3ta_platform.schema import DataSettings
+from s3ta_platform.schema_cluster import ClusterSettings
+from s3ta_platform.schema_evaluate import EvaluateSettings
 from s3ta_platform.shards import Work, evaluation_ids, plan_shards
 from s3ta_platform.storage import open_storage
 from s3ta_platform.train import train

@@ -191,6 +191,13 @@ def test_a_key_is_enough_to_judge_a_trained_model_and_nothing_is_computed_twice(
     assert json.loads(file.read_text()) == said
     assert {f: f.stat().st_mtime_ns for f in root.glob("*/*.parquet")} == before
     assert s3ta("verify", root).code == 0
+    probe = next(root.glob("probes/*.parquet"))
+    content = bytearray(probe.read_bytes())
+    content[content.index(b'"key_parts"') + 3] ^= 1  # in what it says of itself, not in its rows
+    probe.write_bytes(content)
+    damaged = s3ta("verify", root)
+    assert damaged.code == 1
+    assert probe.name in damaged.output
 
 
 @pytest.mark.parametrize(

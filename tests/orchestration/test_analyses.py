@@ -25,14 +25,6 @@ from s3ta_platform.analysis_plan import (
     plan_analyses,
 )
 from s3ta_platform.analyze import analyze
-from s3ta_platform.analyze_settings import (
-    Analysis,
-    AnalyzeSettings,
-    ImagesSettings,
-    LandscapeSettings,
-    MapsSettings,
-    NaturalSettings,
-)
 from s3ta_platform.cluster import local_cluster
 from s3ta_platform.evaluate import evaluate
 from s3ta_platform.executors import run_inline, run_on_ray
@@ -42,7 +34,15 @@ from s3ta_platform.models import load_model
 from s3ta_platform.pieces import NaturalTask
 from s3ta_platform.results import Gallery
 from s3ta_platform.rows import merge_rows
-from s3ta_platform.schema import ClusterSettings
+from s3ta_platform.schema_analyze import (
+    Analysis,
+    AnalyzeSettings,
+    ImagesSettings,
+    LandscapeSettings,
+    MapsSettings,
+    NaturalSettings,
+)
+from s3ta_platform.schema_cluster import ClusterSettings
 from s3ta_platform.shards import DoWork, Work, evaluation_ids, plan_shards
 from s3ta_platform.snapshots import Snapshots
 from s3ta_platform.storage import open_storage
@@ -280,7 +280,7 @@ def test_verify_tells_a_piece_that_was_renamed_or_damaged(root: str, tmp_path: P
     storage.put_new("analyses/damaged.parquet", content[:-9])
     doubts = " ".join(check_studies(storage, lambda: None).doubts)
     assert f"it says that its key is {piece.key}, its name says 0123456789abcdef" in doubts
-    assert "damaged.parquet is not a whole file of an analysis" in doubts
+    assert "damaged.parquet is not a whole file of results" in doubts
 
 
 def test_a_model_without_a_controller_has_no_maps_to_analyse(root: str) -> None:

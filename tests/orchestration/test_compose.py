@@ -19,7 +19,7 @@ from s3ta.settings import (
 )
 from s3ta_platform.compose import Composed, compose, groups_folder
 from s3ta_platform.explain import in_words, type_at, unknown_key
-from s3ta_platform.schema import Executor
+from s3ta_platform.schema_cluster import Executor
 
 HEAD = """
 defaults:

@@ -20,7 +20,7 @@ from s3ta.settings import (
     TrainSettings,
 )
 from s3ta_platform.costs import TrialCost, in_words, short_count, trial_cost, update_passes
-from s3ta_platform.schema import EvaluateSettings
+from s3ta_platform.schema_evaluate import EvaluateSettings
 
 SIZE, CLASSES, TRAIN, TEST = 28, 10, 1000, 512
 TRAINING = TrainSettings(

@@ -21,7 +21,8 @@ from s3ta_platform.novelty import differences, stored_settings, why_new, write_p
 from s3ta_platform.packing import Node, require_room, room, train_at_once
 from s3ta_platform.plan import Plan, make_plan
 from s3ta_platform.rungs import rung_evaluation
-from s3ta_platform.schema import ClusterSettings, EvaluateSettings, asha_metrics
+from s3ta_platform.schema_cluster import ClusterSettings
+from s3ta_platform.schema_evaluate import EvaluateSettings, asha_metrics
 from s3ta_platform.schema_sweep import AshaSettings, Best
 
 ONE = ClusterSettings()

@@ -20,7 +20,9 @@ from s3ta.settings import (
 from s3ta.trajectory import trajectories
 from s3ta_platform.jobs import EvaluateJob
 from s3ta_platform.record import content_key, plain, trial_parts
-from s3ta_platform.schema import ClusterSettings, DataSettings, EvaluateSettings
+from s3ta_platform.schema import DataSettings
+from s3ta_platform.schema_cluster import ClusterSettings
+from s3ta_platform.schema_evaluate import EvaluateSettings
 
 DATA = DataSettings(train="a.parquet", test="b.parquet", train_images=624)
 TRAIN = train_job("nowhere").train

@@ -15,7 +15,7 @@ import s3ta.training
 from s3ta_platform import checkpoints
 from s3ta_platform.events import Event
 from s3ta_platform.groups import Joined
-from s3ta_platform.schema import ClusterSettings
+from s3ta_platform.schema_cluster import ClusterSettings
 from s3ta_platform.storage import open_storage
 from s3ta_platform.train import ToldToLeaveError, train
 from s3ta_platform.trials import checkpoint_prefix, checkpoint_steps, read_history, read_trained

@@ -14,7 +14,9 @@ from s3ta.settings import (
     VisionSettings,
 )
 from s3ta_platform.jobs import EvaluateJob, TrainJob
-from s3ta_platform.schema import ClusterSettings, DataSettings, EvaluateSettings
+from s3ta_platform.schema import DataSettings
+from s3ta_platform.schema_cluster import ClusterSettings
+from s3ta_platform.schema_evaluate import EvaluateSettings
 from s3ta_platform.storage import open_storage
 from s3ta_platform.trials import read_trained
 
