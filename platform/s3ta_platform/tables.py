@@ -45,7 +45,7 @@ def terminal_table(sweep: SweepResult) -> Table:
     )
     one_attack = len({attack for attack, _ in keys}) <= 1
     few = one_attack and len(keys) <= READINGS_SIDE_BY_SIDE and not has_published(summaries)
-    table.add_column("model", no_wrap=few)  # titles of sections are wrapped, never numbers
+    table.add_column("model", overflow="fold")  # names and titles are wrapped, never numbers
     table.add_column("para-\nmeters", justify="right", no_wrap=True)
     if few:
         _fill_side_by_side(table, summaries, keys)

@@ -42,8 +42,8 @@ class Stopped:
     @property
     def words(self) -> str:
         return (
-            f"stopped after epoch {self.epoch}: {self.metric} was {self.value:.4g}, the cutoff of "
-            f"{self.others} other trial(s) {self.cutoff:.4g}"
+            f"stopped after epoch {self.epoch}: {self.metric} was {self.value:.6g}, the cutoff of "
+            f"{self.others} other trial(s) {self.cutoff:.6g}"
         )
 
 

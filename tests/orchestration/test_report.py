@@ -307,6 +307,16 @@ def test_many_readings_still_fit_in_a_hundred_columns() -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_long_names_are_wrapped_and_no_number_is_cut(sweep: SweepResult) -> None:
+    long = "S3TA-8, learning_rate=1e+30, warmup_epochs=0, augmentation=none"
+    named = [replace(trial, name=f"{long}, seed={n}") for n, trial in enumerate(sweep.trials)]
+    text = rendered(replace(sweep, trials=named, failed={long: "no number"}))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    for trial in named:
+        assert summarise(trial).nominal.range in text
+
+
 def test_the_words_of_the_terminal_table_are_explained(sweep: SweepResult) -> None:
     text = " ".join(rendered(sweep).split())
     assert "512 test images; targeted PGD, ε = 25.5/255" in text
