@@ -66,10 +66,14 @@ def run(
     ] = None,
 ) -> None:
     """Run an experiment file: train, attack, log, report. Does only what is not stored yet."""
-    from s3ta_platform.run import run as run_plan
+    from s3ta_platform.packing import require_local_room
 
     limit = [] if max_gpu_hours is None else [f"budget.gpu_hours={max_gpu_hours}"]
-    raise typer.Exit(run_plan(_plan(file, [*(overrides or []), *limit])))
+    made = _plan(file, [*(overrides or []), *limit])
+    require_local_room(made.trials, made.experiment.cluster)
+    from s3ta_platform.run import run as run_plan  # takes seconds: what can't fit is refused before
+
+    raise typer.Exit(run_plan(made))
 
 
 @app.command()

@@ -65,8 +65,8 @@ def _to_stop(word: str | None, working: list[Run], root: str) -> Run:
 def retry(word: str, results: str, tracking: str) -> int:
     """Run one trial again, as the latest run had it; exit code 1 if it fails."""
     from s3ta_platform.compose import Composed, Trial, restore
+    from s3ta_platform.packing import require_local_room
     from s3ta_platform.plan import make_plan
-    from s3ta_platform.run import run as run_plan
 
     storage = open_storage(results)
     runs = read_runs(storage)
@@ -86,6 +86,9 @@ def retry(word: str, results: str, tracking: str) -> int:
             f"{key} can't be made again: the content of its data files has changed since {run.id}. "
             "Bring the old files back, or run the experiment file, which makes new trials."
         )
+    require_local_room(plan.trials, plan.experiment.cluster)
+    from s3ta_platform.run import run as run_plan
+
     return run_plan(plan, only={key})
 
 

@@ -1,12 +1,13 @@
 """Does a sweep fit onto its cluster? Asked before anything starts, answered with the numbers."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from s3ta.errors import UserError
 from s3ta_platform.plan import TrialPlan
-from s3ta_platform.schema_cluster import ClusterSettings
+from s3ta_platform.schema_cluster import ClusterSettings, Executor
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,18 @@ def require_room(
                     f"{_words(nodes, settings)}, room for {places}: a trial would wait for ever. "
                     f"Lower cluster.{name} or cluster.threads, or use a larger cluster."
                 )
+
+
+def this_machine(settings: ClusterSettings) -> list[Node]:
+    """Where a local Ray would run; of a cluster that is joined only Ray knows the size: none."""
+    local = settings.executor is Executor.ray and settings.address == "local"
+    return [Node(settings.cpus or os.cpu_count() or 1)] if local else []
+
+
+def require_local_room(trials: Sequence[TrialPlan], settings: ClusterSettings) -> None:
+    """The same before Ray is started, or even imported."""
+    if nodes := this_machine(settings):
+        require_room(trials, settings, nodes)
 
 
 def train_at_once(

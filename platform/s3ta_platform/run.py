@@ -1,6 +1,5 @@
 """`s3ta run`: do what the plan misses, log it, report. `s3ta report`: only the report."""
 
-import os
 import shlex
 import threading
 import time
@@ -21,7 +20,6 @@ from s3ta_platform.events import Emit, Event, Phase
 from s3ta_platform.legs import Leg
 from s3ta_platform.live import Display, only_ours
 from s3ta_platform.novelty import write_parts
-from s3ta_platform.packing import Node, require_room
 from s3ta_platform.places import command, log_file, report_folder, tracking_address
 from s3ta_platform.plan import Plan, TrialPlan, check_checkpoints, trial_state
 from s3ta_platform.publish import Publisher
@@ -46,7 +44,6 @@ def run(plan: Plan, only: Collection[str] | None = None) -> int:
 
     only: of these trials' keys; the report is of all that are complete then.
     """
-    _require_local_room(plan)
     plan.storage.check_writable()
     check_checkpoints(plan)
     tracker = _open_tracker(plan)
@@ -79,13 +76,6 @@ def run(plan: Plan, only: Collection[str] | None = None) -> int:
         _say_results(console, plan, result, publisher, log, time.monotonic() - started)
         good = _judge(plan, publisher, set(failed), console)
     return 0 if good and not failed else 1
-
-
-def _require_local_room(plan: Plan) -> None:
-    """Of a cluster that is joined only Ray knows the size."""
-    cluster = plan.experiment.cluster
-    if cluster.executor is Executor.ray and cluster.address == "local":
-        require_room(plan.trials, cluster, [Node(cluster.cpus or os.cpu_count() or 1)])
 
 
 def report(plan: Plan) -> int:

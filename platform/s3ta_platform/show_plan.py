@@ -1,6 +1,5 @@
 """A plan as a person reads it: what would run, what is done, and what it costs."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,10 +12,9 @@ from s3ta_platform.compose import Composed
 from s3ta_platform.costs import TrialCost, in_words, short_count
 from s3ta_platform.data_files import NoDataError
 from s3ta_platform.novelty import stored_settings, why_new
-from s3ta_platform.packing import Node, require_room, room, train_at_once
+from s3ta_platform.packing import require_room, room, this_machine, train_at_once
 from s3ta_platform.plan import Plan, TrialPlan, TrialState, trial_state
 from s3ta_platform.schema import Experiment
-from s3ta_platform.schema_cluster import Executor
 from s3ta_platform.work import TrialWork, declared_work, planned_work
 
 TRIALS = ("trial", "key", "varied", "training", "attacks")
@@ -61,9 +59,9 @@ def _show_why(console: Console, plan: Plan, states: Sequence[TrialState]) -> Non
 def _show_packing(console: Console, plan: Plan, todo: Sequence[TrialPlan]) -> None:
     """How many trials train at once on this machine; of a cluster that is joined only Ray knows."""
     c = plan.experiment.cluster
-    if c.executor is not Executor.ray or c.address != "local" or not todo:
+    nodes = this_machine(c)
+    if not nodes or not todo:
         return
-    nodes = [Node(c.cpus or os.cpu_count() or 1)]
     try:
         require_room(todo, c, nodes)
     except UserError as error:

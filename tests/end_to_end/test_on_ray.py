@@ -1,6 +1,7 @@
 """The command on Ray gives the rows of the command inline, also when its driver is killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,12 +108,18 @@ def test_killed_on_ray_and_started_again_it_ends_with_the_inline_rows(tmp_path: 
 
 
 @pytest.mark.slow
-def test_more_workers_than_cpus_are_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_more_workers_than_cpus_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything that takes seconds is even imported."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # every import is printed
     process = start(tmp_path, "cluster.cpus=1", "cluster.train_workers=2")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
     assert "cluster.train_workers is 2" in output
     assert "1 CPU" in output
+    assert re.search(r"\| +omegaconf\n", output)
+    assert not re.search(r"\| +(torch|ray|mlflow)\n", output)
     assert not (tmp_path / "r").exists()
 
 
