@@ -2,6 +2,7 @@
 # make test         sets everything up, then passes the tests
 # make test-sweeps  whole sweeps on Ray, killed and started again: minutes
 # make test-full-size  one adversarial step of every full-size model at 224 x 224: minutes, 4 GB
+# make test-cuda    on a machine with a GPU: the same promises there
 # make test-faults  kills workers and drivers, fills disks, damages files: minutes, on 2 cores
 # PIP_ARGS passes options to pip, such as an index with CPU builds of torch.
 
@@ -11,7 +12,7 @@ BIN := .venv/bin
 BENCH := .venv-bench/bin
 BENCH_ARGS ?=
 
-.PHONY: quickstart test test-sweeps test-faults test-full-size check ui clean
+.PHONY: quickstart test test-sweeps test-faults test-full-size test-cuda check ui clean
 .PHONY: bench-attack bench-fanout bench-models bench-train bench-data
 
 quickstart: .venv/run.done
@@ -26,6 +27,12 @@ test-sweeps: .venv/dev.done
 # On two of foolbox's photos, which are in the benchmarks' environment.
 test-full-size: .venv/dev.done .venv-bench/done
 	$(BENCH)/python -m pytest -m full_size -s tests/end_to_end/test_full_size.py
+
+# On a machine with a GPU.
+test-cuda: .venv/dev.done
+	S3TA_TEST_DEVICE=cuda $(BIN)/python -m pytest -m 'cuda or not cuda' \
+		tests/science/test_on_cuda.py tests/science/test_every_attack.py
+	S3TA_TEST_DEVICE=cuda $(BIN)/python -m pytest -m full_size -s tests/end_to_end/test_full_size.py
 
 test-faults: .venv/dev.done
 	$(BIN)/python -m pytest -m faults tests/faults --durations=20

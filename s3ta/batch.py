@@ -1,6 +1,7 @@
 """Images with what is known of them, and what beside model and attack decides their records."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +46,17 @@ class Conditions:
     tile: int = 32
 
 
+def on_device(array: npt.NDArray[Any], device: str | torch.device) -> Tensor:
+    """The array there, without waiting for what the device still has to do: the copy is queued,
+    from a buffer of its own. On the CPU it is the array's own memory."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
 def to_unit(
     images_BCHW: npt.NDArray[np.uint8] | npt.NDArray[np.float32], device: str = "cpu"
 ) -> Tensor:
     """uint8 -> float32 in [0, 1]; float32 stays as it is."""
-    images = torch.from_numpy(images_BCHW).to(device)
+    images = on_device(images_BCHW, device)
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 

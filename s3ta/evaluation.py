@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s3ta.batch import Batch, Conditions, to_unit
+from s3ta.batch import Batch, Conditions, on_device, to_unit
 from s3ta.engine import Engine
 from s3ta.hits import NEVER, Hits, Mask
 from s3ta.objective import margin
@@ -160,7 +160,7 @@ class AttackRun:
         self._read(slots_B, points, predictions_B, self.steps_B)
 
     def _note(self, predictions_B: Tensor) -> None:
-        steps_B = torch.from_numpy(self.steps_B).to(predictions_B.device)
+        steps_B = on_device(self.steps_B, predictions_B.device)
         for hits, is_hit in self._kinds():
             hit_B = self.tile.counting(is_hit(predictions_B))
             hits.note(hit_B, predictions_B, steps_B, self.tile.points)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from s3ta.batch import on_device
 from s3ta.tally import Array
 
 NEVER = -1
@@ -68,7 +69,7 @@ class Hits:
         self._set(self.step_B, slots, NEVER)
 
     def _set(self, tensor_B: Tensor, slots: Array, value: int) -> None:
-        tensor_B[torch.from_numpy(slots).to(tensor_B.device)] = value
+        tensor_B[on_device(slots, tensor_B.device)] = value
 
     def state(self) -> dict[str, Array]:
         """Everything, for a saved state."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from s3ta.apgd import APGD
 from s3ta.attacks import Look, look, look_only
-from s3ta.batch import Batch, Conditions, to_unit
+from s3ta.batch import Batch, Conditions, on_device, to_unit
 from s3ta.corners import Corners
 from s3ta.draws import Key, Purpose
 from s3ta.engine import Engine
@@ -58,12 +58,12 @@ class Tile:
         """These images of a batch are in the slots now; the points stay where they are."""
         device = self.engine.device
 
-        def on_device(column_N: Ints) -> Tensor:
-            return torch.from_numpy(column_N[index_B]).to(device)
+        def column(column_N: Ints) -> Tensor:
+            return on_device(column_N[index_B], device)
 
         images = to_unit(batch.images_BCHW[index_B], device).to(memory_format=self.engine.memory)
-        labels_B, towards_B = on_device(batch.labels_B), on_device(targets.towards_N)
-        self.targets_B = on_device(targets.targets_N)
+        labels_B, towards_B = column(batch.labels_B), column(targets.towards_N)
+        self.targets_B = column(targets.targets_N)
         ball = LinfBall.around(images, self.trajectory.epsilon)
         self.around = Around(images, ball, batch.image_ids_B[index_B], labels_B)
         led = bool((targets.towards_N != NO_TARGET).any())
@@ -72,7 +72,7 @@ class Tile:
 
     def start(self, slots: Ints) -> None:
         """Put the images of these slots where their attack begins."""
-        index = torch.from_numpy(slots).to(self.points.device)
+        index = on_device(slots, self.points.device)
         self.points[index] = self._starts()[index]
         self.rule.begin(index)
 
@@ -127,7 +127,7 @@ class Tile:
         return hit_B
 
     def _on_device(self, steps_B: Steps) -> Tensor:
-        return torch.from_numpy(steps_B).to(self.points.device)
+        return on_device(steps_B, self.points.device)
 
     def state(self) -> Rows:
         """Points and the rule's memory, as arrays."""

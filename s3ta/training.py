@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from s3ta.attacks import PGD
-from s3ta.batch import Batch, to_unit
+from s3ta.batch import Batch, on_device, to_unit
 from s3ta.draws import Key, Purpose
 from s3ta.engine import frozen
 from s3ta.fastcopy import FastCopy
@@ -80,12 +80,12 @@ def attack_microbatch(
     targets_B = None
     if stage.attack.goal is Goal.random_target:
         targets = target_key.wrong_classes(batch.image_ids_B, batch.labels_B, classes)
-        targets_B = torch.from_numpy(targets).to(device)
+        targets_B = on_device(targets, device)
     # One coin per microbatch, as [55] has one per device batch.
     coin = Key(seed, Purpose.TRAIN_COIN, moment.epoch, moment.step).uniform([index], (1,))[0, 0]
     uniform = None
     if coin >= stage.attack.clean_start_share:
-        uniform = _uniform(Key(seed, Purpose.TRAIN_NOISE, moment.epoch), batch).to(images)
+        uniform = _uniform(Key(seed, Purpose.TRAIN_NOISE, moment.epoch), batch, images)
     if fast is not None:
         images = images.to(memory_format=fast.memory)
     with nullcontext(fast) if fast is not None else frozen(model) as f:
@@ -99,7 +99,7 @@ def clean_microbatch(
 ) -> tuple[Tensor, Tensor]:
     """The images as they are before any attack, in the model's dtype, and their labels."""
     images = _flipped(batch, settings, moment, device).to(next(model.parameters()).dtype)
-    return images, torch.from_numpy(batch.labels_B).to(device)
+    return images, on_device(batch.labels_B, device)
 
 
 def add_microbatch(
@@ -172,8 +172,8 @@ def _linear(
 
     epsilon = stage.attack.epsilon_255 / 255
     ball = LinfBall.around(images, epsilon)
-    uniform = _uniform(Key(settings.seed, Purpose.LINEARITY_START, moment.epoch), batch)
-    start = ball.noise_start(images, epsilon, uniform.to(images))
+    uniform = _uniform(Key(settings.seed, Purpose.LINEARITY_START, moment.epoch), batch, images)
+    start = ball.noise_start(images, epsilon, uniform)
     with nullcontext(fast) if fast is not None else frozen(model) as searched:
         f = answers(searched, settings, stage.unroll)
         offsets = least_linear(
@@ -198,9 +198,10 @@ def answers(
     return logits
 
 
-def _uniform(key: Key, batch: Batch) -> Tensor:
-    """Draws on [0, 1) of the images' shape."""
-    return torch.from_numpy(key.uniform(batch.image_ids_B, batch.images_BCHW.shape[1:]))
+def _uniform(key: Key, batch: Batch, images: Tensor) -> Tensor:
+    """Draws on [0, 1) of the images' shape, where they are."""
+    drawn = key.uniform(batch.image_ids_B, batch.images_BCHW.shape[1:])
+    return on_device(drawn, images.device).to(images.dtype)
 
 
 def _flipped(batch: Batch, settings: TrainSettings, moment: Moment, device: str) -> Tensor:
@@ -209,5 +210,5 @@ def _flipped(batch: Batch, settings: TrainSettings, moment: Moment, device: str)
     if settings.augmentation is not Augmentation.flip:
         return images
     key = Key(settings.seed, Purpose.FLIP, moment.epoch)
-    flip_B = torch.from_numpy(key.uniform(batch.image_ids_B, (1, 1, 1)) < 0.5).to(device)
+    flip_B = on_device(key.uniform(batch.image_ids_B, (1, 1, 1)) < 0.5, device)
     return torch.where(flip_B, images.flip(-1), images)

@@ -1,6 +1,7 @@
 """Where tensors live. Imports torch only when a device other than the CPU is asked for."""
 
 from s3ta.errors import UserError
+from s3ta_platform.schema_cluster import ClusterSettings, Executor
 
 
 def resolve_device(name: str) -> str:
@@ -17,6 +18,24 @@ def resolve_device(name: str) -> str:
             "Set cluster.device=cpu, or install a CUDA build of torch on a machine with a GPU."
         )
     return name
+
+
+def device_of(settings: ClusterSettings) -> str:
+    """`cpu` or `cuda`: where the work will be done, which need not be this machine."""
+    if settings.executor is Executor.ray and settings.device == "auto":
+        return "cuda" if settings.gpus else "cpu"
+    if settings.executor is Executor.ray and settings.address != "local":
+        return settings.device  # the machine that starts a run often has no GPU
+    return resolve_device(settings.device)
+
+
+def gpus(device: str) -> int:
+    """How many this machine has of them."""
+    if device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def device_class(device: str, threads: int) -> str:

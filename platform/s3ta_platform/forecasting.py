@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from s3ta.errors import UserError
-from s3ta_platform.devices import resolve_device
+from s3ta_platform.devices import device_of, gpus, resolve_device
 from s3ta_platform.forecast import Forecast, Rates, forecast
 from s3ta_platform.hardware import PROFILES, Hardware, parse_hardware
 from s3ta_platform.legs import legs_of
@@ -54,9 +54,10 @@ def say_forecast(
 def _measured(console: Console, e: Experiment, works: Sequence[TrialWork]) -> tuple[Forecast, str]:
     from s3ta_platform.calibrate import SECONDS, calibrate
 
-    device, c = resolve_device(e.cluster.device), e.cluster
+    device, c = resolve_device(device_of(e.cluster)), e.cluster
     on_ray = c.executor is Executor.ray
-    places = max(1, room([Node(c.cpus or os.cpu_count() or 1)], c)) if on_ray else 1
+    here = Node(c.cpus or os.cpu_count() or 1, gpus(device))
+    places = max(1, room([here], c)) if on_ray else 1
     console.print(f"measuring this machine for {SECONDS:g} seconds or so ...")
     at_once = 1 if device == "cuda" else places
     rates = calibrate(works, workers=at_once, threads=c.threads, device=device)

@@ -26,9 +26,9 @@ def room(nodes: Sequence[Node], settings: ClusterSettings) -> int:
 
 def _on(node: Node, settings: ClusterSettings) -> int:
     by_cpu = node.cpus // settings.threads
-    if not settings.gpus_per_worker:
+    if not settings.gpus:
         return int(by_cpu)
-    return int(min(by_cpu, node.gpus // settings.gpus_per_worker))
+    return int(min(by_cpu, node.gpus // settings.gpus))
 
 
 def require_room(
@@ -36,7 +36,7 @@ def require_room(
 ) -> None:
     """UserError if a trial could never train, or never be attacked, on these machines."""
     places = room(nodes, settings)
-    gpus = f" and {settings.gpus_per_worker:g} GPU(s)" if settings.gpus_per_worker else ""
+    gpus = f" and {settings.gpus:g} GPU(s)" if settings.gpus else ""
     each = f"each with {settings.threads} thread(s){gpus}"
     if places == 0:
         raise UserError(
@@ -78,6 +78,6 @@ def train_at_once(
 
 def _words(nodes: Sequence[Node], settings: ClusterSettings) -> str:
     cpus, gpus = (sum(values) for values in zip(*((n.cpus, n.gpus) for n in nodes), strict=True))
-    more = f" and {gpus:g} GPU(s)" if settings.gpus_per_worker and gpus < math.inf else ""
+    more = f" and {gpus:g} GPU(s)" if settings.gpus and gpus < math.inf else ""
     machines = f" on {len(nodes)} machines" if len(nodes) > 1 else ""
     return f"the cluster has {cpus:g} CPU(s){more}{machines}"

@@ -10,7 +10,7 @@ from typing import Any
 from s3ta.errors import UserError
 from s3ta_platform.analysis_plan import check_analyses, missing_analyses, plan_analyses
 from s3ta_platform.compose import Composed, Trial
-from s3ta_platform.devices import device_class, resolve_device
+from s3ta_platform.devices import device_class, device_of
 from s3ta_platform.jobs import EvaluateJob, Ids, SourceModel, TrainJob
 from s3ta_platform.legs import Leg, legs_of
 from s3ta_platform.places import tracking_address
@@ -230,7 +230,7 @@ def _plan_trial(trial: Trial, name: str, data: ExperimentData) -> TrialPlan:
             "evaluate.attacks is empty: a trial is judged by at least one attack. "
             "Add '- attack@evaluate.attacks.pgd: pgd_targeted' to the defaults list."
         )
-    device = resolve_device(e.cluster.device)
+    device = device_of(e.cluster)
     _check_tracking(e)
     model, test = plan_model(e, data), data.manifest(e, e.data.test)
     shape_CHW = data.images(e, e.data.test).shape_CHW

@@ -89,7 +89,7 @@ class OnRay:
             jobs,
             workers=s.evaluate_workers,
             cpus_per_worker=s.threads,
-            gpus_per_worker=s.gpus_per_worker,
+            gpus_per_worker=s.gpus,
             threads=s.threads,
             attempts=s.attempts,
             hang_s=s.hang_s,
@@ -100,7 +100,7 @@ class OnRay:
 
 
 def _resources(s: ClusterSettings) -> dict[str, float]:
-    gpus = {"GPU": s.gpus_per_worker} if s.gpus_per_worker else {}
+    gpus = {"GPU": s.gpus} if s.gpus else {}
     return {"CPU": float(s.threads), **gpus}
 
 

@@ -29,11 +29,12 @@ class ClusterSettings:
     """The same for each stage of `train.curriculum`, in order: [1, 2, 4] for longer unrolls."""
     evaluate_workers: int = 2
     """Workers per evaluation."""
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: float | None = None
+    """Null: 1 with `device: cuda`, else 0. 0.5 lets two workers share one."""
     threads: int = 1
     """Per worker. Pinned, for kernels may round differently with another number."""
     device: str = "cpu"
-    """`cpu`, `cuda`, or `auto`: cuda where there is one."""
+    """`cpu`, `cuda`, or `auto`: cuda where there is one, on Ray where workers are given one."""
     attempts: int = 3
     """How often work that lost its worker is tried."""
     hang_s: float = 600.0
@@ -87,10 +88,10 @@ class ClusterSettings:
         )
         require(self.cpus is None or self.cpus >= 1, "cluster.cpus", self.cpus, "at least 1")
         require(
-            0 <= self.gpus_per_worker < math.inf,
+            0 <= self.gpus < math.inf,
             "cluster.gpus_per_worker",
             self.gpus_per_worker,
-            "at least 0 and finite",
+            "at least 0 and finite, or null",
         )
         require(
             self.device in ("cpu", "cuda", "auto"),
@@ -98,6 +99,19 @@ class ClusterSettings:
             self.device,
             "one of cpu, cuda, auto",
         )
+        require(
+            self.executor is Executor.inline or self.device != "cuda" or self.gpus > 0,
+            "cluster.gpus_per_worker",
+            self.gpus_per_worker,
+            "above 0 with cluster.device=cuda, for Ray hides GPUs from workers that ask for none",
+        )
+
+    @property
+    def gpus(self) -> float:
+        """Of each worker on Ray."""
+        if self.gpus_per_worker is None:
+            return float(self.device == "cuda")
+        return self.gpus_per_worker
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from s3ta_platform import pulse
 from s3ta_platform.analysis_plan import natural_images
 from s3ta_platform.bisection import shard_head
 from s3ta_platform.data import ParquetImages
-from s3ta_platform.devices import pin_arithmetic
+from s3ta_platform.devices import pin_arithmetic, resolve_device
 from s3ta_platform.gallery import make_gallery, no_gallery
 from s3ta_platform.jobs import EvaluateJob, open_images
 from s3ta_platform.leases import Lease, Leases
@@ -87,7 +87,7 @@ class Worker:
     def _engine(self, model: nn.Module) -> Engine:
         job = self.job
         shape_CHW, engine = self.images.shape_CHW, job.evaluate.engine
-        return make_engine(model, engine, shape_CHW, job.evaluate.tile, job.device)
+        return make_engine(model, engine, shape_CHW, job.evaluate.tile, resolve_device(job.device))
 
     def do(self, work: Work) -> Tally:
         """Do one piece, unless it is stored; Postponed if another driver is at it."""

@@ -119,7 +119,7 @@ def spent_before(storage: Storage, prefix: str) -> float:
 def devices_of(trial: TrialPlan, phase: Phase) -> float:
     """GPUs that work on a trial in this phase; workers, where they have none."""
     c = trial.experiment.cluster
-    each = c.gpus_per_worker or 1.0
+    each = c.gpus or 1.0
     if c.executor is Executor.inline:
         return each
     if phase is Phase.train:
@@ -130,8 +130,8 @@ def devices_of(trial: TrialPlan, phase: Phase) -> float:
 def _devices(c: ClusterSettings) -> float:
     """Of this machine; of a cluster that is joined only Ray knows."""
     if c.executor is Executor.inline:
-        return c.gpus_per_worker or 1.0
-    if c.address != "local" or c.gpus_per_worker:
+        return c.gpus or 1.0
+    if c.address != "local" or c.gpus:
         return math.inf
     return float(room([Node(c.cpus or os.cpu_count() or 1)], c))
 
@@ -172,10 +172,10 @@ def least_hours(plan: Plan, todo: Sequence[TrialPlan]) -> float:
             if e.evaluate.stop_when.halfwidth is not None:
                 to_do = min(to_do, STOP_MINIMUM / work.test_images)
             total += found.attacks.low * to_do
-    threads = 1 if plan.experiment.cluster.gpus_per_worker else plan.experiment.cluster.threads
+    threads = 1 if plan.experiment.cluster.gpus else plan.experiment.cluster.threads
     return total / threads / HOUR
 
 
 def _hardware(plan: Plan) -> str:
     e = plan.experiment
-    return e.budget.hardware or ("h100" if e.cluster.gpus_per_worker else "cpu")
+    return e.budget.hardware or ("h100" if e.cluster.gpus else "cpu")

@@ -9,6 +9,7 @@ noise where it is not installed), and prints what it took.
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,14 +22,17 @@ import torch
 from PIL import Image
 
 from s3ta.batch import Batch
+from s3ta.engine import make_engine
 from s3ta.model import build
-from s3ta.settings import ModelSettings, TrainAttackSettings, TrainSettings
+from s3ta.settings import Dtype, EngineSettings, ModelSettings, TrainAttackSettings, TrainSettings
 from s3ta.sums import StepSums
 from s3ta.training import Moment, add_microbatch
 from s3ta.vision import batchnorms
 from s3ta_platform.compose import compose, groups_folder
+from s3ta_platform.devices import pin_arithmetic
 
 SIDE, CLASSES, IMAGES = 224, 1000, 2
+DEVICE = os.environ.get("S3TA_TEST_DEVICE", "cpu")
 MODELS = sorted(
     file.stem
     for file in (groups_folder() / "model").glob("*.yaml")
@@ -65,10 +69,15 @@ def _step(name: str) -> dict[str, object]:
         for norm in batchnorms(model):
             norm.weight.clamp_(min=0.3)  # blocks that start as the identity hide their weights
     batch, photos = _images()
+    model = model.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if DEVICE != "cpu":  # there tiles of the usual size fit, and must not depend on their order
+        pin_arithmetic(2)
+        for dtype in Dtype:
+            make_engine(model, EngineSettings(dtype=dtype), (3, SIDE, SIDE), 32, DEVICE)
     train = TrainSettings(attack=TrainAttackSettings(steps=1), batch=IMAGES, microbatch=IMAGES)
     sums = StepSums(model, train)
     built, start = _gigabytes("VmRSS"), time.perf_counter()
-    add_microbatch(model, sums, batch, train, Moment(epoch=0, step=0), 0, CLASSES)
+    add_microbatch(model, sums, batch, train, Moment(epoch=0, step=0), 0, CLASSES, DEVICE)
     seconds = time.perf_counter() - start
     return {
         "model": settings.name,
@@ -76,7 +85,7 @@ def _step(name: str) -> dict[str, object]:
         "seconds": seconds,
         "built_gb": built,
         "peak_gb": _gigabytes("VmHWM"),
-        "loss": sums.flat[-2].item(),
+        "loss": sums.report().loss,
         "unreached": _unreached(model, sums),
     }
 
@@ -84,8 +93,9 @@ def _step(name: str) -> dict[str, object]:
 def _unreached(model: torch.nn.Module, sums: StepSums) -> list[str]:
     """Parameters whose gradient is all zeros, or no number."""
     found, at = [], 0
+    summed = sums.flat.sum(dim=0)
     for parameter_name, p in model.named_parameters():
-        gradient = sums.flat[at : at + p.numel()]
+        gradient = summed[at : at + p.numel()]
         at += p.numel()
         if not (gradient.isfinite().all() and gradient.any()):
             found.append(parameter_name)

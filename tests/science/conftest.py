@@ -1,6 +1,7 @@
 """Small models and images for the science tests. All their numbers come from Philox draws and plain
 float32 products, so they are the same bits on every processor."""
 
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +25,8 @@ from s3ta.settings import (
 from s3ta.tally import Rows
 from s3ta.trajectory import Trajectory, trajectories
 
+DEVICE = os.environ.get("S3TA_TEST_DEVICE", "cpu")
+"""Of the engines. Where it is not the CPU, see test_on_cuda.py."""
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 CENTRE_AND_HALF = {"running_mean": (0.0, 0.3), "running_var": (1.0, 0.5)}
 
@@ -152,7 +155,7 @@ def _batch(
 
 
 def _engine(unroll: int | None = None, tile: int = 32, **settings: Any) -> Engine:
-    return make_engine(_model(unroll), EngineSettings(**settings), (1, 6, 6), tile)
+    return make_engine(_model(unroll), EngineSettings(**settings), (1, 6, 6), tile, DEVICE)
 
 
 def _trajectory(*readings: int, **attack: Any) -> Trajectory:

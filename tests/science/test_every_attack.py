@@ -73,7 +73,7 @@ def engine(tiny_engine: Engines) -> Engine:
 def batch(engine: Engine, tiny_batch: Batches) -> Batch:
     """Two tiles and a bit; most labels are what the model says."""
     batch = tiny_batch(19)
-    labels_B = engine.judged(to_unit(batch.images_BCHW)).argmax(1).numpy()
+    labels_B = engine.judged(to_unit(batch.images_BCHW, engine.device)).argmax(1).cpu().numpy()
     labels_B[::6] = 0
     return replace(batch, labels_B=labels_B)
 
@@ -132,7 +132,10 @@ def test_points_are_in_ball_and_range_and_rows_are_the_judges(
         assert attacked.min() >= 0
         assert attacked.max() <= 1
         assert (attacked != images).any()
-        assert engine.judged(attacked).argmax(1).tolist() == rows["prediction"].tolist()
+        assert (
+            engine.judged(attacked.to(engine.device)).argmax(1).tolist()
+            == rows["prediction"].tolist()
+        )
         targeted = trajectory.goal.targeted
         assert (rows["target"] != batch.labels_B).all()
         assert ((rows["target"] >= 0) == targeted).all()
