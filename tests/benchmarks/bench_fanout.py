@@ -2,7 +2,8 @@
 
 Bounds: 10,000 shards without work at 200 shards/s or better on 2 workers, the driver's memory flat;
 2 workers of one thread at least 1.75 times as fast as one on real work; planning against 100,000
-finished shards in under 10 s; orchestration at most 3 % of a job of one-minute shards.
+finished shards in under 10 s; orchestration at most 3 % of a job of one-minute shards; what
+`s3ta simulate` makes of the same shards within 10 % of what two workers took.
 """
 
 from __future__ import annotations  # else the names in them travel to no worker
@@ -10,6 +11,7 @@ from __future__ import annotations  # else the names in them travel to no worker
 import argparse
 import io
 import itertools
+import os
 import statistics
 import sys
 import tempfile
@@ -37,6 +39,7 @@ from s3ta_platform.schema import DataSettings
 from s3ta_platform.schema_cluster import ClusterSettings
 from s3ta_platform.schema_evaluate import EvaluateSettings
 from s3ta_platform.shards import Work, evaluation_ids, plan_shards
+from s3ta_platform.simulate import Costs, simulate
 from s3ta_platform.storage import open_storage
 from s3ta_platform.train import train
 from s3ta_platform.trials import read_trained
@@ -174,6 +177,42 @@ def real_work(folder: Path, rounds: int, images: int) -> list[float]:
     return sorted(ratios)
 
 
+def timed(job: EvaluateJob, notes: str, owner: str) -> Callable[[Work], Any]:
+    """A worker that notes from when to when it was at each shard."""
+    from s3ta_platform import shard_worker
+
+    do = shard_worker.Worker(job, owner).do
+
+    def noted(work: Work) -> Any:
+        begin = time.time()
+        tally = do(work)
+        with open(f"{notes}/{os.getpid()}", "a", encoding="ascii") as file:
+            print(begin, time.time(), file=file)
+        return tally
+
+    return noted
+
+
+def against_the_simulation(folder: Path) -> tuple[float, float]:
+    """Seconds that shards of several lengths took on two workers, and that a simulation takes."""
+    sample = "sample:fashion_mnist/test.parquet"
+    job = make_job(str(folder / "simulated"), DataSettings(train=sample, test=sample), TILE)
+    attacks = {f"pgd_{steps}": AttackSettings(readings=[steps]) for steps in (25, 100, 250)}
+    settings = replace(
+        job.evaluate, attacks=attacks, shard_steps=3 * TILE * STEPS, images=11 * TILE + 5
+    )
+    notes = folder / "notes"
+    notes.mkdir()
+    job = replace(job, evaluate=settings)
+    evaluate(job, on_ray(2, [], partial(timed, job, str(notes), "bench")))
+    lines = sorted(line.split() for file in notes.iterdir() for line in file.open())
+    begun, ended = ([float(line[i]) for line in lines] for i in (0, 1))
+    lengths = [end - begin for begin, end in zip(begun, ended, strict=True)]
+    # Storing is a part of these lengths already.
+    found = simulate(lengths, 2, costs=replace(Costs(), store_s=0.0))
+    return max(ended) - min(begun), found.makespan_s
+
+
 def planning(folder: Path, shards: int) -> float:
     """Seconds to plan an evaluation of which all shards are finished."""
     job = make_job(str(folder / "planning"), make_images(folder, shards), tile=1)
@@ -226,6 +265,11 @@ def main() -> int:
                 f"{1000 / rate:.1f} ms a shard",
             )
             ratios = real_work(folder, options.rounds, options.images)
+            took_s, simulated_s = against_the_simulation(folder)
+            bound(
+                abs(simulated_s / took_s - 1) <= 0.1,
+                f"shards of three lengths took {took_s:.1f} s, simulated {simulated_s:.1f} (10 %)",
+            )
     bound(
         ratios[-1] >= 1.75,
         f"2 workers against 1 on real work: {statistics.median(ratios):.2f}x, rounds "

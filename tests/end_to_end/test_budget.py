@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from s3ta_platform.spending import spent_before
 from s3ta_platform.storage import open_storage
 
@@ -36,3 +38,19 @@ def test_a_budget_ends_a_run_cleanly_and_a_larger_one_finishes_it(
     capsules = [json.loads(f.read_text()) for f in root.glob("capsules/tiny-*.json")]
     # One for each budget with which something was begun: it is a setting like others.
     assert {c["experiment"]["budget"]["gpu_hours"] for c in capsules} == {0.00002, 1.0}
+
+
+@pytest.mark.slow
+def test_on_ray_a_budget_ends_a_run_as_ctrl_c_does(
+    tiny: Path, s3ta: Command, tmp_path: Path
+) -> None:
+    """There the news that it is spent comes from a thread of its own."""
+    where = (f"results={tmp_path / 'results'}", UNTRACKED, "cluster.executor=ray", "cluster.cpus=2")
+    where = (*where, "train.epochs=60")
+    ended = s3ta("run", tiny, *where, "--max-gpu-hours=0.0002")
+    assert ended.code == 130, ended.output
+    assert "The budget of 0.0002 device hours is spent" in ended.output
+    assert "Traceback" not in ended.output
+    assert spent_before(open_storage(str(tmp_path / "results")), "spent/tiny/") > 0.0002 * 3600
+    assert s3ta("run", tiny, *where, "--max-gpu-hours=1").code == 0
+    assert len(list((tmp_path / "results").glob("trials/*/trained.json"))) == 2
