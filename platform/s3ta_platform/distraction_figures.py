@@ -76,7 +76,7 @@ def distraction_figure(models: Sequence[Distraction], attack: str) -> Drawing:
     row = PANEL_HEIGHT + 0.78
     sheet = Sheet(tests_left + 2.2 + 0.3, TOP + row * len(models) + 0.1)
     title = "Does the attack move the attention, and does that matter?"
-    sheet.heading(title, f"{attack}; images that are right when clean")
+    sheet.heading(title, f"{attack}; images that are right when clean; fell: its goal was reached")
     for place, one in enumerate(models):
         top = TOP + row * place
         counts = f"{int(one.fell_N.sum()):,} fell, {int((~one.fell_N).sum()):,} withstood"

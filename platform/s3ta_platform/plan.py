@@ -133,7 +133,9 @@ class TrialState:
     shards_done: int
     """0 as long as the model is not trained: the model's digest is part of a shard's key."""
     gallery_done: bool
-    probes_done: bool = True
+    probes: int = 0
+    """Looks at gradients, for the verdict."""
+    probes_done: int = 0
     pieces: int = 0
     """Of analyses."""
     pieces_done: int = 0
@@ -148,7 +150,7 @@ class TrialState:
     @property
     def complete(self) -> bool:
         attacked = self.shards == self.shards_done and self.gallery_done
-        looked_at = self.probes_done and self.pieces == self.pieces_done
+        looked_at = (self.probes, self.pieces) == (self.probes_done, self.pieces_done)
         return self.trained is not None and attacked and looked_at
 
 
@@ -187,7 +189,7 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
     trained = plan.trained(storage)
     job = plan.evaluation(trained or _UNKNOWN)
     shards, portraits = plan_shards(job, plan.test_ids), plan_portraits(job, plan.test_ids)
-    pieces = len(plan_analyses(job, plan.test_ids))
+    pieces, probes = len(plan_analyses(job, plan.test_ids)), plan_probes(job, plan.test_ids)
     if trained is None:
         step = max(checkpoint_steps(storage, plan.key), default=0)
         return TrialState(
@@ -196,6 +198,7 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
             shards=len(shards),
             shards_done=0,
             gallery_done=False,
+            probes=len(probes),
             pieces=pieces,
             stopped=plan.stopped(storage),
         )
@@ -209,7 +212,8 @@ def trial_state(storage: Storage, plan: TrialPlan) -> TrialState:
         shards=len(shards),
         shards_done=sum(s.name in stored for s in shards),
         gallery_done=portraits is None or storage.exists(portraits.name),
-        probes_done={p.name for p in plan_probes(job, plan.test_ids)} <= {*storage.list("probes/")},
+        probes=len(probes),
+        probes_done=len({p.name for p in probes} & {*storage.list("probes/")}),
         pieces=pieces,
         pieces_done=pieces - len(missing_analyses(storage, job, plan.test_ids)),
     )

@@ -184,10 +184,14 @@ def _attacks(state: TrialState) -> str:
     left = state.shards - state.shards_done
     if state.stopped:
         return "none"
+    probes = state.probes - state.probes_done
     if left:
         done = f", {left:,} of them to do" if state.shards_done else ""
+        looks = f", {probes:,} looks at gradients" if probes else ""
         pieces = f", {state.pieces:,} pieces of analyses" if state.pieces else ""
-        return f"{state.shards:,} shards{done}{pieces}"
+        return f"{state.shards:,} shards{done}{looks}{pieces}"
+    if probes:
+        return f"{probes:,} of {state.probes:,} looks at gradients to do"
     if state.pieces > state.pieces_done:
         return f"{state.pieces - state.pieces_done:,} of {state.pieces:,} pieces of analyses to do"
     return f"done ({state.shards} shards)" if state.gallery_done else "only the gallery to do"
