@@ -45,8 +45,8 @@ def test_on_ray_a_budget_ends_a_run_as_ctrl_c_does(
     tiny: Path, s3ta: Command, tmp_path: Path
 ) -> None:
     """There the news that it is spent comes from a thread of its own."""
-    where = (f"results={tmp_path / 'results'}", UNTRACKED, "cluster.executor=ray", "cluster.cpus=2")
-    where = (*where, "train.epochs=60")
+    ray = ("cluster.executor=ray", "cluster.cpus=2", "train.epochs=60")
+    where = (f"results={tmp_path / 'results'}", UNTRACKED, *ray)
     ended = s3ta("run", tiny, *where, "--max-gpu-hours=0.0002")
     assert ended.code == 130, ended.output
     assert "The budget of 0.0002 device hours is spent" in ended.output
