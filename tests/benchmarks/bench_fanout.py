@@ -197,7 +197,10 @@ def against_the_simulation(folder: Path) -> tuple[float, float]:
     """Seconds that shards of several lengths took on two workers, and that a simulation takes."""
     sample = "sample:fashion_mnist/test.parquet"
     job = make_job(str(folder / "simulated"), DataSettings(train=sample, test=sample), TILE)
-    attacks = {f"pgd_{steps}": AttackSettings(readings=[steps]) for steps in (25, 100, 250)}
+    attacks = {
+        f"pgd_{steps}": AttackSettings(readings=[steps], step_of_epsilon=5 / steps)
+        for steps in (25, 100, 250)
+    }
     settings = replace(
         job.evaluate, attacks=attacks, shard_steps=3 * TILE * STEPS, images=11 * TILE + 5
     )
