@@ -4,10 +4,10 @@ What is broken by chance should be broken by an attack that sees gradients. C ch
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from s3ta.attacks import Look
+from s3ta.batch import on_device
 from s3ta.draws import Key, Purpose
 from s3ta.steps import Around, KeepsBest
 from s3ta.trajectory import Trajectory
@@ -25,7 +25,7 @@ class Corners(KeepsBest):
     def move(self, points: Tensor, seen: Look, steps_B: Tensor, around: Around) -> None:
         drawn = zip(around.image_ids_B.tolist(), steps_B.tolist(), strict=True)
         signs = np.stack([self._signs(i, step + 1, points[0].numel()) for i, step in drawn])
-        change = torch.from_numpy(signs).to(points.device).view_as(points)
+        change = on_device(signs, points.device).view_as(points)
         points.copy_(around.ball.project(around.images + self.epsilon * change))
 
     def _signs(self, image_id: int, query: int, numbers: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from s3ta.attacks import Losses, look
-from s3ta.batch import Batch, Conditions, to_unit
+from s3ta.batch import Batch, Conditions, on_device, to_unit
 from s3ta.draws import Key, Purpose
 from s3ta.engine import Engine
 from s3ta.objective import attack_loss
@@ -74,11 +74,11 @@ class _Tile:
         index_B = np.arange(conditions.tile)
         index_B[index_B >= len(part)] = 0
         self.engine, self.ids_B, self.seed = engine, part.image_ids_B[index_B], conditions.seed
-        self.labels_B = torch.from_numpy(part.labels_B[index_B]).to(engine.device)
+        self.labels_B = on_device(part.labels_B[index_B], engine.device)
         images = to_unit(part.images_BCHW[index_B], engine.device)
         self.images = images.to(memory_format=engine.memory)
         key = Key(self.seed, Purpose.EVAL_NOISE)
-        uniform = torch.from_numpy(key.uniform(self.ids_B, images.shape[1:])).to(images)
+        uniform = on_device(key.uniform(self.ids_B, images.shape[1:]), engine.device)
         ball = LinfBall.around(self.images, epsilon)
         self.starts = ball.noise_start(self.images, epsilon, uniform)
         self.margin = self._losses(Loss.difference)

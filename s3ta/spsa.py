@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from s3ta.attacks import Look, Losses, look_only
+from s3ta.batch import on_device
 from s3ta.draws import Key
 
 CHUNK = 32
@@ -56,7 +57,7 @@ class Directions:
         """(CHUNK, D) of -1 and 1, the same whichever chunks are asked for before."""
         blocks = -(-CHUNK * self.numbers // BLOCK_BITS)
         words = self.key.bits(self.image_id, 4 * blocks, skip=index * blocks)
-        packed = torch.from_numpy(words.astype("<u8", copy=False).view(np.uint8)).to(self.device)
+        packed = on_device(words.astype("<u8", copy=False).view(np.uint8), self.device)
         bits = (packed[:, None] >> torch.arange(8, device=self.device, dtype=torch.uint8)) & 1
         signs = bits.view(-1)[: CHUNK * self.numbers].view(CHUNK, self.numbers)
         return signs.float().mul_(2).sub_(1)

@@ -11,10 +11,10 @@ from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from s3ta.attacks import Look
+from s3ta.batch import on_device
 from s3ta.draws import Key, Purpose
 from s3ta.steps import Around, KeepsBest
 from s3ta.trajectory import Trajectory
@@ -76,7 +76,7 @@ class Square(KeepsBest):
         """Stripes around every image."""
         channels, _, width = around.images.shape[1:]
         stripes = [self.draws.stripes(int(i), channels, width) for i in around.image_ids_B]
-        signs = torch.from_numpy(np.stack(stripes)).to(around.images.device)
+        signs = on_device(np.stack(stripes), around.images.device)
         return around.ball.project(around.images + self.epsilon * signs)
 
     def move(self, points: Tensor, seen: Look, steps_B: Tensor, around: Around) -> None:
@@ -88,7 +88,7 @@ class Square(KeepsBest):
             size = side(step, self.budget, height, width)
             free = (height - size + 1, width - size + 1)
             row, column, signs_C = self.draws.square(image_id, step + 1, channels, free)
-            change = torch.from_numpy(2 * self.epsilon * signs_C).to(points.device)
+            change = on_device(2 * self.epsilon * signs_C, points.device)
             area = points[slot, :, row : row + size, column : column + size]
             area += change.view(-1, 1, 1)
         around.ball.project_(points)

@@ -83,8 +83,8 @@ class Tile:
         if self.trajectory.clean_start or isinstance(self.rule, FAB | Corners):
             return a.images
         key = Key(self.seed, Purpose.EVAL_NOISE, epoch=self.trajectory.restart)
-        uniform = torch.from_numpy(key.uniform(a.image_ids_B, self.points.shape[1:]))
-        uniform = uniform.to(self.points.device, memory_format=self.engine.memory)
+        drawn = key.uniform(a.image_ids_B, self.points.shape[1:])
+        uniform = on_device(drawn, self.points.device).to(memory_format=self.engine.memory)
         return a.ball.noise_start(a.images, self.trajectory.epsilon, uniform)
 
     def look(self, steps_B: Steps, moving_B: Mask) -> Look:

@@ -22,11 +22,11 @@ def resolve_device(name: str) -> str:
 
 def device_of(settings: ClusterSettings) -> str:
     """`cpu` or `cuda`: where the work will be done, which need not be this machine."""
-    if settings.executor is Executor.ray and settings.device == "auto":
-        return "cuda" if settings.gpus else "cpu"
-    if settings.executor is Executor.ray and settings.address != "local":
-        return settings.device  # the machine that starts a run often has no GPU
-    return resolve_device(settings.device)
+    on_ray, name = settings.executor is Executor.ray, settings.device
+    if on_ray and name == "auto":
+        name = "cuda" if settings.gpus else "cpu"
+    # The machine that starts a run on a cluster often has no GPU.
+    return name if on_ray and settings.address != "local" else resolve_device(name)
 
 
 def gpus(device: str) -> int:

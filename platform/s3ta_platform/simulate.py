@@ -70,7 +70,7 @@ class Simulated:
             return worst
         if self.efficiency >= 0.85:
             return "workers"
-        return "losses" if self.wasted_s > self.idle_s else "the longest shards"
+        return "losses" if self.wasted_s > self.idle_s else "long shards"
 
     @property
     def idle_s(self) -> float:

@@ -25,7 +25,7 @@ SIZES = (0.25, 1, 4, 16)
 """Of shards: what the file says, times these."""
 METRICS = 4
 """Per reading: top-1 and success, as a series and for the table."""
-COLUMNS = ("workers", "time", "efficiency", "wasted", "losses", "driver", "store", "limit")
+COLUMNS = ("workers", "time", "useful", "wasted", "losses", "driver", "store", "limit")
 
 
 def simulate_files(
@@ -41,10 +41,11 @@ def simulate_files(
     works = [work for file in files for work in works_of(file)]
     console, costs = Console(), Costs(metrics=metrics(works))
     lengths = shard_seconds(works, profile)
-    table = Table(title=_title(works, lengths, profile), title_justify="left", box=None)
+    title = _title(works, lengths, profile)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for column in (*COLUMNS, "shard_steps"):
         words = column == "limit"
-        table.add_column(column, justify="left" if words else "right", no_wrap=not words)
+        table.add_column(column, justify="left" if words else "right", no_wrap=True)
     for count in counts:
         found = simulate(lengths, count, costs=costs, losses_per_hour=losses_per_hour, seed=seed)
         best = best_shard_steps(works, Hardware(profile, count), losses_per_hour, seed)
@@ -153,8 +154,8 @@ def _legend(losses_per_hour: float, costs: Costs) -> str:
         f"after {costs.start_s:g} s and its shard goes on from what was saved every "
         f"{costs.snapshot_s:g} s.\n"
         f"The driver takes {1000 * costs.driver_s:g} ms for a shard, the store "
-        f"{costs.store_per_s:,.0f} puts a second. efficiency: work that counted, of the workers' "
-        "time; wasted: lost work and new starts.\n"
+        f"{costs.store_per_s:,.0f} puts a second. useful: work that counted, of the workers' time; "
+        "wasted: lost work and new starts.\n"
         "limit: what keeps more workers from helping. shard_steps: the evaluate.shard_steps with "
         "which it is done first."
     )

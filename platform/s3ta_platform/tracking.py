@@ -13,14 +13,14 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from s3ta.errors import UserError
 from s3ta_platform.storage import NotStored, Storage
+from s3ta_platform.tracking_attempts import Attempts, reason
 from s3ta_platform.tracking_memory import (
     SWEEP_KEY,
     MemoryRun,
@@ -74,9 +74,6 @@ __all__ = [
 BATCH = 500
 RECORD_KEY = "s3ta.record"
 
-T = TypeVar("T")
-_log = logging.getLogger(__name__)
-
 
 def open_tracker(address: str, artifacts: str | None, experiment: str) -> Tracker:
     """Open `sqlite:///PATH`, `http(s)://HOST:PORT` or `none`; makes the database and experiment.
@@ -99,7 +96,7 @@ def open_tracker(address: str, artifacts: str | None, experiment: str) -> Tracke
         raise
     except Exception as error:
         raise UserError(
-            f"Can't open the tracking store {public(address)}: {_reason(error, address)}. Start the"
+            f"Can't open the tracking store {public(address)}: {reason(error, address)}. Start the"
             " server or correct the address (setting `tracking.store`), or run without tracking"
             " (`none`)."
         ) from error
@@ -111,11 +108,10 @@ class MlflowTracker:
     def __init__(self, address: str, client: MlflowClient, experiment_id: str) -> None:
         self.address = address
         self.experiment_id = experiment_id
-        self.missing: list[str] = []
         self._client = client
-        self._away = False
-        self._closed_until = 0.0
         self._known: dict[tuple[str, str], set[int]] = {}  # (run, key) -> steps in the store
+        self._attempts = Attempts(address, forget=self._known.clear)
+        self.missing = self._attempts.missing
 
     def sweep_run(self, name: str, tags: Mapping[str, str]) -> RunId:
         key = tags.get(SWEEP_KEY, name)
@@ -131,7 +127,7 @@ class MlflowTracker:
             self._bring_up_to_date(run_id, tags, {})
             return run_id
 
-        return self._attempt(f"the run of sweep {name}", write)
+        return self._attempts.make(f"the run of sweep {name}", write)
 
     def trial_run(
         self,
@@ -218,41 +214,9 @@ class MlflowTracker:
 
     def _write(self, run_id: RunId, what: str, write: Callable[[str], None]) -> None:
         if run_id is None:
-            self._miss(f"{what}: the run could not be made")
+            self._attempts.miss(f"{what}: the run could not be made")
         else:
-            self._attempt(f"{what} of run {run_id}", lambda: write(run_id))
-
-    def _attempt(self, what: str, call: Callable[[], T]) -> T | None:
-        """The call's result, or None if the store failed; then it is logged and remembered.
-
-        A failure that took t seconds is followed by 10 t without trying, so that a store that is
-        away takes at most about a tenth of the driver's time.
-        """
-        start = time.monotonic()
-        if start < self._closed_until:
-            self._miss(f"{what}: not tried again yet")
-            return None
-        try:
-            result = call()
-        except Exception as error:
-            end = time.monotonic()
-            self._closed_until = end + 10 * (end - start) if end - start > 1 else 0.0
-            self._known.clear()  # part of it may have arrived
-            self._miss(f"{what}: {type(error).__name__}: {_reason(error, self.address)}")
-            return None
-        self._away = False
-        return result
-
-    def _miss(self, what: str) -> None:
-        if not self._away:
-            _log.warning(
-                "MLflow at %s lacks %s. Work goes on; start the same command again to fill it in.",
-                public(self.address),
-                what,
-            )
-        self._away = True
-        if what not in self.missing:
-            self.missing.append(what)
+            self._attempts.make(f"{what} of run {run_id}", lambda: write(run_id))
 
     def _record(
         self, storage: Storage, record: str, name: str, tags: Mapping[str, str]
@@ -269,14 +233,14 @@ class MlflowTracker:
             run = self._client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
             return str(run.info.run_id)
 
-        mine = self._attempt(f"the run of {name}", make)
+        mine = self._attempts.make(f"the run of {name}", make)
         if mine is None:
             return None
         content = {"version": 1, "run_id": mine, "address": public(self.address)}
         storage.put_new(record, json.dumps(content).encode())
         winner = _recorded(storage, record)
         if winner != mine:
-            self._attempt(f"removing run {mine}", lambda: self._client.delete_run(mine))
+            self._attempts.make(f"removing run {mine}", lambda: self._client.delete_run(mine))
         return winner
 
     def _attach(self, run_id: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> bool:
@@ -289,7 +253,7 @@ class MlflowTracker:
             return alive
 
         # None: the store is away, and the record still holds
-        return self._attempt(f"tags and params of run {run_id}", write) is not False
+        return self._attempts.make(f"tags and params of run {run_id}", write) is not False
 
     def _alive(self, run_id: str) -> bool:
         try:
@@ -377,9 +341,3 @@ def _same(stored: float, value: float) -> bool:
 def _some(names: Iterable[str]) -> str:
     distinct = list(dict.fromkeys(names))
     return ", ".join(distinct[:2]) + (f" and {len(distinct) - 2} more" if len(distinct) > 2 else "")
-
-
-def _reason(error: Exception, address: str) -> str:
-    """The first line of an error, without the address's password, which mlflow prints."""
-    text = str(error).replace(address, public(address)).strip()
-    return next(iter(text.splitlines()), "no message")

@@ -52,7 +52,7 @@ def test_a_slow_store_is_the_limit_likewise() -> None:
 def test_a_late_long_shard_is_named_as_the_limit() -> None:
     found = simulate([1.0] * 10 + [100.0], 11, costs=FREE)
     assert found.makespan_s == 100
-    assert found.limit == "the longest shards"
+    assert found.limit == "long shards"
 
 
 def test_as_many_workers_are_lost_as_the_rate_says() -> None:

@@ -312,7 +312,7 @@ def test_an_outage_is_one_warning_and_a_replay_fills_it_in_with_the_original_tim
     run_id, points = a_trial(mlflow, storage), curve("train/loss", 1700)
     # One call asks which points are there; the batches are 500, 500, 500 and 200 points.
     flaky = over(mlflow, Flaky(mlflow._client, 3))
-    with caplog.at_level(logging.WARNING, "s3ta_platform.tracking"):
+    with caplog.at_level(logging.WARNING, "s3ta_platform.tracking_attempts"):
         flaky.log_series(run_id, points)
         flaky.log_series(run_id, points)
         flaky.log_table_scalars(run_id, {"top1": 0.5})
