@@ -101,6 +101,7 @@ def evaluate(job: EvaluateJob, fan_out: FanOut, emit: Emit = ignore) -> int:
 
 def record_of(job: EvaluateJob, ids: Ids, shards: list[Shard]) -> EvaluationRecord:
     """What this evaluation is to do."""
+    trajectories = {s.trajectory: plain(s.trajectory) for s in shards}
     return EvaluationRecord(
         trial=job.trial,
         model=job.name or job.model.name,
@@ -115,7 +116,7 @@ def record_of(job: EvaluateJob, ids: Ids, shards: list[Shard]) -> EvaluationReco
             {
                 "key": s.key,
                 "attack": s.attack,
-                "trajectory": plain(s.trajectory),
+                "trajectory": trajectories[s.trajectory],
                 "first": s.first,
                 "images": len(s.image_ids),
             }
