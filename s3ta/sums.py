@@ -11,10 +11,15 @@ cut in two at fixed places, which no order of additions can round:
             53 bits hold them exactly.
 
 What is lost is below 2^-59 (2e-18) a term. A larger term than 2^25 (3e7) counts as not finite.
+
+Since no order shows, adding up can begin early: in the backward pass of a worker's last microbatch
+each part of its sums leaves as soon as the gradients of its layers are there, while those of the
+layers below are still being computed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +33,8 @@ TO_COARSE = 1.5 * 2.0 ** (52 - 16)
 TO_FINE = 1.5 * 2.0 ** (52 - 58)
 IN_CACHE = 2**16
 """So many numbers at a time pass through a processor's cache, not through its memory."""
+PART = 2**18
+"""A part that leaves by itself has at least so many numbers: 4 MB in the exact mode."""
 WISHES = 2
 """Kinds of wishes that workers can have; this file need not know which."""
 
@@ -47,6 +54,18 @@ class StepReport:
     """How many workers have wished for each thing."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Neighbouring parameters, by their places, and the columns of their gradients in the sums."""
+
+    places: list[int]
+    columns: slice
+
+
+Send = Callable[[Tensor], None]
+"""Takes a part of the sums (rows, columns) that nothing more will be added to."""
+
+
 class StepSums:
     """Sums over microbatches, in one flat buffer that workers can add up.
 
@@ -60,8 +79,8 @@ class StepSums:
         self.parameters = list(model.parameters())
         self.norms = list(batchnorms(model))
         self.settings = settings
-        self.terms = sum(p.numel() for p in self.parameters)
-        self.terms += sum(2 * n.num_features for n in self.norms) + 2
+        self.gradients = sum(p.numel() for p in self.parameters)
+        self.terms = self.gradients + sum(2 * n.num_features for n in self.norms) + 2
         exact = settings.sums is Sums.exact
         self.flat = torch.zeros(
             (2 if exact else 1, self.terms + settings.microbatches + WISHES),
@@ -72,29 +91,65 @@ class StepSums:
     def reset(self) -> None:
         self.flat.zero_()
 
-    def seen(self) -> list[Tensor]:
-        """What BatchNorms saw last. To be asked before a backward pass: it may recompute blocks."""
-        return [statistic for norm in self.norms for statistic in norm.seen or ()]
+    def add(self, index: int, loss: Tensor, correct: Tensor, send: Send | None = None) -> None:
+        """Differentiate the loss of the microbatch at this place of the step, and add that.
 
-    def add(
-        self,
-        index: int,
-        gradients: Iterable[Tensor],
-        seen: Iterable[Tensor],
-        loss: Tensor,
-        correct: Tensor,
-    ) -> None:
-        """Add the microbatch at this place of the step, with what BatchNorms saw of it."""
-        parts = [*(g.reshape(-1) for g in gradients), *seen]
-        parts += [loss.detach().reshape(1), correct.reshape(1).to(loss.dtype)]
-        terms = torch.cat(parts)
+        `send` is for a worker's last microbatch: it is given each part of the gradients' sums while
+        the backward pass goes on. The rest, `flat[:, gradients:]`, is then still to be sent.
+        """
+        # Before the backward pass, which may compute blocks again.
+        rest = [statistic for norm in self.norms for statistic in norm.seen or ()]
+        rest += [loss.detach().reshape(1), correct.reshape(1).to(loss.dtype)]
+        if send is None:
+            gradients = torch.autograd.grad(loss, self.parameters)
+            self._add(index, 0, [*gradients, *rest])
+        else:
+            self._add(index, self.gradients, rest)
+            self._send_as_they_come(index, loss, send)
+
+    def parts(self) -> list[Part]:
+        """All gradients, from the last layers', which are there first, to the first layers'."""
+        parts, places, columns = [], [], slice(self.gradients, self.gradients)
+        for place in reversed(range(len(self.parameters))):
+            places.append(place)
+            columns = slice(columns.start - self.parameters[place].numel(), columns.stop)
+            if place == 0 or columns.stop - columns.start >= PART:
+                parts.append(Part(places[::-1], columns))
+                places, columns = [], slice(columns.start, columns.start)
+        return parts
+
+    def _send_as_they_come(self, index: int, loss: Tensor, send: Send) -> None:
+        todo, there = self.parts(), dict[int, Tensor]()
+
+        def arrive(place: int, gradient: Tensor) -> None:
+            there[place] = gradient
+            # In the same order on every worker, whichever came first.
+            while todo and all(place in there for place in todo[0].places):
+                part = todo.pop(0)
+                self._add(index, part.columns.start, [there.pop(at) for at in part.places])
+                send(self.flat[:, part.columns])
+
+        hooks = [
+            p.register_hook(partial(arrive, at))  # type: ignore[no-untyped-call]
+            for at, p in enumerate(self.parameters)
+        ]
+        try:
+            torch.autograd.grad(loss, self.parameters)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _add(self, index: int, start: int, tensors: Iterable[Tensor]) -> None:
+        """Add a microbatch's numbers to the columns that begin there."""
+        terms = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        columns = self.flat[:, start : start + len(terms)]
         # Nothing waits for the device here. A NaN is not below the limit either.
         self.flat[0, self.terms + index] += ~(terms.abs().amax() < LIMIT)
         if self.settings.sums is Sums.fast:
-            self.flat[0, : self.terms] += terms
+            columns += terms
             return
         piece = IN_CACHE if terms.device.type == "cpu" else len(terms)
-        sums = torch.split(self.flat[:, : self.terms], piece, dim=1)
+        sums = torch.split(columns, piece, dim=1)
         for part, (coarse_sum, fine_sum) in zip(torch.split(terms, piece), sums, strict=True):
             fine = part.to(self.flat.dtype, copy=True)
             coarse = (fine + TO_COARSE).sub_(TO_COARSE)

@@ -22,7 +22,7 @@ from s3ta.objective import cross_entropy
 from s3ta.objectives import least_linear, linearity, paired
 from s3ta.schedules import stage_at
 from s3ta.settings import Augmentation, Dtype, Goal, Objective, TrainSettings
-from s3ta.sums import StepSums
+from s3ta.sums import Send, StepSums
 from s3ta.threat import LinfBall
 from s3ta.trajectory import training_trajectory
 
@@ -112,8 +112,9 @@ def add_microbatch(
     classes: int,
     device: str = "cpu",
     fast: FastCopy | None = None,
+    send: Send | None = None,
 ) -> None:
-    """Add a microbatch's gradient of what training minimises."""
+    """Add a microbatch's gradient of what training minimises; for `send` see StepSums.add."""
     if settings.objective is Objective.llr:
         losses_B, right_B = _linear(model, batch, settings, moment, device, fast)
     else:
@@ -121,10 +122,7 @@ def add_microbatch(
             model, batch, settings, moment, index, classes, device, fast
         )
         losses_B, right_B = _classified(model, batch, attacked, labels_B, settings, moment)
-    loss = losses_B.mean()
-    seen = sums.seen()
-    gradients = torch.autograd.grad(loss, sums.parameters)
-    sums.add(index, gradients, seen, loss, right_B.sum())
+    sums.add(index, losses_B.mean(), right_B.sum(), send)
 
 
 def _classified(

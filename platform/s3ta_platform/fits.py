@@ -150,7 +150,11 @@ def process_group(
             world_size=size,
             timeout=timedelta(seconds=patience_s + 2 * hang_s),
         )
+        group = Joined(rank, size, device, watch)
         try:
-            yield Joined(rank, size, device, watch)
+            yield group
         finally:
-            torch.distributed.destroy_process_group()
+            # Amid a sum it would wait for workers that may never begin it. Whoever fails there
+            # tells Train, which ends all of them.
+            if not group.begun:
+                torch.distributed.destroy_process_group()

@@ -73,14 +73,15 @@ def train(
         fast.refresh()
         for index, batch in share.of(training.step):
             add_microbatch(
-                training.called, sums, batch, settings, moment, index, job.classes, device, fast
+                *(training.called, sums, batch, settings, moment, index, job.classes, device, fast),
+                send=group.begin_sum if index + group.world >= settings.microbatches else None,
             )
             pulse.beat(training.step)
         if mine := wish():
             sums.wish(mine - 1)
         if training.step in not_again:
             sums.mark(0)
-        group.add_up(sums.flat)
+        group.add_up(sums.flat[:, sums.gradients :])
         report = sums.report()
         rate = learning_rate(settings, training.step / training.epoch_steps)
         if report.not_finite:

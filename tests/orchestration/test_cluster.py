@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def test_training_workers_add_up_on_loopback_and_need_no_more_actors(
 
         with process_group() as group:
             rank = group.rank
-            total = torch.tensor([10.0**rank], dtype=torch.float64)
+            total = torch.tensor([[10.0**rank]], dtype=torch.float64)
             group.add_up(total)
             assert group.world == 2
             assert group.agree(7 + rank) == 7
@@ -114,6 +115,30 @@ def test_training_workers_add_up_on_loopback_and_need_no_more_actors(
             "TrainController",
             "_AutoscalingCoordinatorActor",
         ]
+
+
+@pytest.mark.filterwarnings("ignore:.use_:DeprecationWarning")
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_worker_that_fails_amid_a_sum_is_told_of_at_once(
+    fails: int, cluster: Cluster, tmp_path: Path
+) -> None:
+    """It has begun a sum that the other never begins, or the other has and it has not."""
+
+    def loop(config: dict[str, Any]) -> None:
+        import torch
+
+        with process_group() as group:
+            group.begin_sum(torch.zeros(2, 3))
+            if group.rank == fails:
+                group.begin_sum(torch.zeros(2, 3))
+                raise RuntimeError("no memory in the last microbatch")
+            group.add_up(torch.zeros(2, 1))
+            group.agree(3)
+
+    start = time.monotonic()
+    with pytest.raises(ray.train.TrainingFailedError, match="no memory in the last microbatch"):
+        fit(loop, {}, name="amid", scratch=tmp_path / "scratch", workers=2, max_failures=0)
+    assert time.monotonic() - start < 60
 
 
 def test_a_client_without_the_token_is_refused(cluster: Cluster) -> None:

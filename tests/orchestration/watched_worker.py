@@ -57,7 +57,7 @@ def main() -> None:
         for step in range(STEPS if what == "goes on" else 20):
             if (rank, step) == (1, 10):
                 misbehave()
-            flat = torch.tensor([float(step + rank)])
+            flat = torch.tensor([[float(step + rank)]])
             group.add_up(flat)
             pulse.beat(step)
             print(step, flush=True)
