@@ -1,6 +1,6 @@
 """What a training step costs beside its parts, beside a plain loop, and with a second worker.
 
-`make bench-train` runs it: some minutes on an idle machine with at least 2 cores. In every round
+`make bench-train` runs it: half an hour on an idle machine with at least 2 cores. In every round
 each candidate does the same steps once, in an order that rotates; ratios are taken within a round,
 and their median comes with the 95 % interval of the sign test. A bound is missed if the whole
 interval is beyond it. Candidates in this process use one thread, and their seconds are the
@@ -17,6 +17,7 @@ import copy
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,7 @@ from s3ta.training import Moment, add_microbatch, optimizer
 from s3ta.trajectory import training_trajectory
 from s3ta.vision import BatchNorm
 from s3ta_platform.compose import compose
+from s3ta_platform.groups import ALONE
 
 FILE = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 WORKER = Path(__file__).with_name("train_worker.py")
@@ -47,7 +49,14 @@ SHAPE, CLASSES = (1, 28, 28), 10
 STEPS = 2
 """Of each candidate in a round."""
 BATCH = 256
-"""Of the drift: eight microbatches, as the workers have."""
+"""Of the drift and of the workers: eight microbatches."""
+WIDE = [
+    "model.vision.widths=[128,256,512]",
+    "train.batch=64",
+    "train.microbatch=32",
+    "train.attack.steps=1",
+]
+"""Of the overlap: 6 million weights, so 95 MB of sums a step, and little arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,15 @@ class Ours:
         self.fast.refresh()
         s = self.settings
         add_microbatch(
-            self.model, self.sums, step.batch, s, step.moment, 0, CLASSES, fast=self.fast
+            self.model,
+            self.sums,
+            step.batch,
+            s,
+            step.moment,
+            0,
+            CLASSES,
+            fast=self.fast,
+            send=ALONE.begin_sum,
         )
         loss = self.sums.apply().loss
         _descend(self.sgd, s, step)
@@ -217,16 +234,33 @@ def _over(seconds: dict[str, list[float]], above: str, below: str) -> list[float
 
 
 def _workers(rounds: int, steps: int, bounds: Bounds) -> None:
+    settings = ["--settings", f"train.batch={BATCH}"]
     ratios = []
     for at in range(rounds):
-        seconds = {world: _timed(world, steps) for world in ((1, 2) if at % 2 else (2, 1))}
+        seconds = {world: _timed(world, steps, settings) for world in rotated([1, 2], at)}
         ratios.append(seconds[1] / seconds[2])
         print(f"workers: round {at + 1} of {rounds}: {seconds}", flush=True)
     bounds.say("one worker's seconds a step, over those of two", ratios, least=1.6)
 
 
-def _timed(world: int, steps: int) -> float:
-    """Seconds a step, of so many workers with one thread each."""
+def _overlap(rounds: int, steps: int, bounds: Bounds) -> None:
+    """Two workers whose sums wait for the whole backward pass, over two whose sums don't."""
+    settings = ["--settings", *WIDE]
+    for link, least in (([], 0.97), (["--gbits", "5"], 1.05)):
+        ratios = []
+        name = f"a simulated link of {link[1]} Gbit/s" if link else "this machine's loopback"
+        for at in range(rounds):
+            seconds = {
+                how: _timed(2, steps, [*link, *how.split(), *settings])
+                for how in rotated(["--at-once", ""], at)
+            }
+            ratios.append(seconds["--at-once"] / seconds[""])
+            print(f"overlap over {name}: round {at + 1} of {rounds}: {seconds}", flush=True)
+        bounds.say(f"sums after the backward pass, over within it, {name}", ratios, least=least)
+
+
+def _timed(world: int, steps: int, options: list[str]) -> float:
+    """Seconds a step (the median), of so many workers with one thread each."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -234,15 +268,16 @@ def _timed(world: int, steps: int) -> float:
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     with tempfile.TemporaryDirectory() as folder:
+        fixed = [str(world), f"{folder}/store", folder, "--steps", str(steps), *options]
         workers = [
             subprocess.Popen(
-                [sys.executable, WORKER, str(r), str(world), f"{folder}/store", folder, str(steps)],
+                [sys.executable, WORKER, str(rank), *fixed],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
             )
-            for r in range(world)
+            for rank in range(world)
         ]
         try:
             printed, _ = workers[0].communicate(timeout=600)
@@ -251,7 +286,7 @@ def _timed(world: int, steps: int) -> float:
                 worker.kill()
                 worker.communicate()
     seconds: list[float] = json.loads(printed)
-    return sum(seconds) / steps
+    return statistics.median(seconds)
 
 
 def _drift(model: ModelSettings, settings: TrainSettings, steps: int) -> None:
@@ -297,7 +332,8 @@ def main() -> int:
         name = f"{e.model.name}, PGD-{e.train.attack.steps}"
         _one_worker(name, copy.deepcopy(e.model), e.train, rounds, bounds)
     _drift(compose(FILE, []).trials[-1].experiment.model, e.train, 2 if options.quick else 25)
-    _workers(2 if options.quick else 7, 4 if options.quick else 12, bounds)
+    for workers in (_workers, _overlap):
+        workers(2 if options.quick else 7, 4 if options.quick else 12, bounds)
     print(f"{bounds.missed} bounds missed" if bounds.missed else "all bounds are kept")
     return 1 if bounds.missed else 0
 

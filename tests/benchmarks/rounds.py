@@ -7,8 +7,11 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def seconds_now() -> float:
@@ -16,7 +19,7 @@ def seconds_now() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def rotated(names: list[str], by: int) -> list[str]:
+def rotated(names: list[T], by: int) -> list[T]:
     """The order of round `by`."""
     by %= len(names)
     return names[by:] + names[:by]
