@@ -1,9 +1,9 @@
 """What a training step costs beside its parts, beside a plain loop, and with a second worker.
 
-`make bench-train` runs it: half an hour on an idle machine with at least 2 cores. In every round
-each candidate does the same steps once, in an order that rotates; ratios are taken within a round,
-and their median comes with the 95 % interval of the sign test. A bound is missed if the whole
-interval is beyond it. Candidates in this process use one thread, and their seconds are the
+`make bench-train` runs it: a quarter of an hour on an idle machine with at least 2 cores. In every
+round each candidate does the same steps once, in an order that rotates; ratios are taken within a
+round, and their median comes with the 95 % interval of the sign test. A bound is missed if the
+whole interval is beyond it. Candidates in this process use one thread, and their seconds are the
 processor's; those of workers are a clock's.
 
 The models are the quickstart's, trained as there: 32 images a step, targeted PGD-5 from noise. The

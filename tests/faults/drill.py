@@ -123,7 +123,7 @@ class Run:
         assert [title(p) for p in alive] == []
 
     def end(self) -> None:
-        """For a test that failed: leave nothing behind."""
+        """SIGKILL to all of it at once, as when the machine goes; nothing is left behind."""
         for process in [*self.look(), self.driver]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

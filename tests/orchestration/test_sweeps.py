@@ -125,7 +125,7 @@ def test_a_curriculum_killed_in_and_between_stages_ends_in_the_bits_of_one_loop(
     for least, _ in KILLS:
         with ended(Run(file, root)) as run:
             run.until(partial(saved_at_least, root, trial.key, least), seconds=600)
-            run.kill()
+            run.end()  # workers outlive their driver by seconds, which may be all that is left
             run.expect_gone()
         reached.append(max(checkpoint_steps(storage, trial.key)))
     print(f"killed at steps {reached} of {EPOCHS * EPOCH_STEPS}")
