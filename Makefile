@@ -59,7 +59,7 @@ bench-fanout: .venv/dev.done
 bench-models: .venv/dev.done
 	$(BIN)/python tests/benchmarks/bench_models.py $(BENCH_ARGS)
 
-# A training step beside its parts, beside a plain loop, and with a second worker.
+# A training step beside its parts, a plain loop, a second worker, and sums that don't overlap.
 bench-train: .venv/dev.done
 	$(BIN)/python tests/benchmarks/bench_train.py $(BENCH_ARGS)
 
