@@ -46,18 +46,33 @@ class Key:
 
     def bits(self, image_id: int, count: int, skip: int = 0) -> npt.NDArray[np.uint64]:
         """`count` independent 64-bit words for one image, after the first 4 `skip` ones."""
+        words: npt.NDArray[np.uint64] = self._words([image_id], count, skip)[0]
+        return words
+
+    def _words(self, image_ids: Iterable[int], count: int, skip: int = 0) -> npt.NDArray[np.uint64]:
+        """The same for several images, (B, count)."""
         # The counter's lowest word numbers the blocks of one stream; the other three name it.
+        counter = np.array([skip, self.step, self.epoch, 0], dtype=np.uint64)
         stream = np.random.Philox(
-            key=np.array([self.seed, int(self.purpose)], dtype=np.uint64),
-            counter=np.array([skip, self.step, self.epoch, image_id], dtype=np.uint64),
+            key=np.array([self.seed, int(self.purpose)], dtype=np.uint64), counter=counter
         )
-        return stream.random_raw(count)
+        # A new generator would ask the system for entropy, 30 us, before it is told not to need it.
+        begin = stream.state
+        begin["state"]["counter"] = counter
+        rows = []
+        for image_id in image_ids:
+            counter[3] = int(image_id)
+            stream.state = begin
+            rows.append(stream.random_raw(count))
+        return np.stack(rows) if rows else np.zeros((0, count), np.uint64)
 
     def uniform(self, image_ids: Iterable[int], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Uniform on [0, 1) with 24 random bits, one `shape` per image: float32 (B, *shape)."""
         count = int(np.prod(shape))
-        rows = [_unit_floats(self.bits(int(i), (count + 1) // 2), count) for i in image_ids]
-        return np.stack(rows).reshape(-1, *shape) if rows else np.zeros((0, *shape), np.float32)
+        words = self._words(image_ids, (count + 1) // 2)
+        halves = words.astype("<u8", copy=False).view("<u4")[:, :count]
+        floats = (halves >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+        return floats.reshape(len(words), *shape)
 
     def wrong_classes(
         self, image_ids: Iterable[int], labels: npt.ArrayLike, classes: int
@@ -65,7 +80,7 @@ class Key:
         """A class per image, uniform over the `classes - 1` that are not its label: int64 (B,)."""
         if classes < 2:
             raise ValueError(f"{classes} classes: a wrong class needs at least 2")
-        words = [int(self.bits(int(i), 1)[0]) for i in image_ids]
+        words = self._words(image_ids, 1)[:, 0].tolist()
         # Multiply-shift maps a 64-bit word to 0 .. classes - 2 with a bias below 2^-50.
         drawn = np.array([(w * (classes - 1)) >> 64 for w in words], dtype=np.int64)
         return drawn + (drawn >= np.asarray(labels, dtype=np.int64))
@@ -73,8 +88,3 @@ class Key:
     def permutation(self, count: int) -> npt.NDArray[np.int64]:
         """A permutation of 0 .. count - 1."""
         return np.argsort(self.bits(0, count), kind="stable").astype(np.int64)
-
-
-def _unit_floats(words: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.float32]:
-    halves = words.astype("<u8", copy=False).view("<u4")[:count]
-    return (halves >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)

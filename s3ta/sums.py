@@ -17,9 +17,10 @@ each part of its sums leaves as soon as the gradients of its layers are there, w
 layers below are still being computed.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ LIMIT = 2.0**25
 TO_COARSE = 1.5 * 2.0 ** (52 - 16)
 """Adding it to a float64 and taking it away again leaves the nearest multiple of 2^-16."""
 TO_FINE = 1.5 * 2.0 ** (52 - 58)
-IN_CACHE = 2**16
-"""So many numbers at a time pass through a processor's cache, not through its memory."""
+PIECE = 2**18
+"""So many numbers at a time pass through a processor's last cache, not through its memory."""
 PART = 2**18
 """A part that leaves by itself has at least so many numbers: 4 MB in the exact mode."""
 WISHES = 2
@@ -69,10 +70,10 @@ Send = Callable[[Tensor], None]
 class StepSums:
     """Sums over microbatches, in one flat buffer that workers can add up.
 
-    Order: gradients of all parameters, means and variances of all BatchNorms, loss, correct images;
-    then for each microbatch whether it is not finite, and the workers' wishes of two kinds. In the
-    exact mode two rows of float64, coarse and fine; in the fast mode one row of float32, whose last
-    bits depend on the order of additions.
+    Order: gradients of all parameters, each as its parameter lies in memory; means and variances of
+    all BatchNorms, loss, correct images; then for each microbatch whether it is not finite, and the
+    workers' wishes of two kinds. In the exact mode two rows of float64, coarse and fine; in the
+    fast mode one row of float32, whose last bits depend on the order of additions.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
@@ -82,14 +83,40 @@ class StepSums:
         self.gradients = sum(p.numel() for p in self.parameters)
         self.terms = self.gradients + sum(2 * n.num_features for n in self.norms) + 2
         exact = settings.sums is Sums.exact
+        first = self.parameters[0]
         self.flat = torch.zeros(
             (2 if exact else 1, self.terms + settings.microbatches + WISHES),
             dtype=torch.float64 if exact else torch.float32,
-            device=self.parameters[0].device,
+            device=first.device,
         )
+        self.empty = True
+        """Whether no microbatch has been added in this step."""
+        self.single = torch.empty(self.terms, dtype=first.dtype, device=first.device)
+        """One microbatch's numbers; in the end their means."""
+        self.slots = self._slots()
+        self.piece = PIECE if first.device.type == "cpu" else self.terms
+
+    def _slots(self) -> list[Tensor]:
+        """Where in `single` each tensor's numbers have their place, in the same order.
+
+        A gradient's slot has the strides of its parameter: nothing is permuted on the way.
+        """
+        like: list[Tensor] = [*self.parameters]
+        for norm in self.norms:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            like += [norm.running_mean, norm.running_var]
+        like += [self.single[:1]] * 2
+        starts = accumulate((t.numel() for t in like), initial=0)
+        return [
+            self.single.as_strided(t.size(), t.stride(), at)
+            for t, at in zip(like, starts, strict=False)
+        ]
 
     def reset(self) -> None:
-        self.flat.zero_()
+        """Begin a step. Its first microbatch's gradients take the place of what is there."""
+        self.empty = True
+        self.flat[:, self.gradients :].zero_()
 
     def add(self, index: int, loss: Tensor, correct: Tensor, send: Send | None = None) -> None:
         """Differentiate the loss of the microbatch at this place of the step, and add that.
@@ -102,10 +129,11 @@ class StepSums:
         rest += [loss.detach().reshape(1), correct.reshape(1).to(loss.dtype)]
         if send is None:
             gradients = torch.autograd.grad(loss, self.parameters)
-            self._add(index, 0, [*gradients, *rest])
+            self._add(index, [*gradients, *rest], self.slots)
         else:
-            self._add(index, self.gradients, rest)
+            self._add(index, rest, self.slots[len(self.parameters) :])
             self._send_as_they_come(index, loss, send)
+        self.empty = False
 
     def parts(self) -> list[Part]:
         """All gradients, from the last layers', which are there first, to the first layers'."""
@@ -126,7 +154,8 @@ class StepSums:
             # In the same order on every worker, whichever came first.
             while todo and all(place in there for place in todo[0].places):
                 part = todo.pop(0)
-                self._add(index, part.columns.start, [there.pop(at) for at in part.places])
+                gradients = [there.pop(at) for at in part.places]
+                self._add(index, gradients, [self.slots[at] for at in part.places])
                 send(self.flat[:, part.columns])
 
         hooks = [
@@ -139,22 +168,29 @@ class StepSums:
             for hook in hooks:
                 hook.remove()
 
-    def _add(self, index: int, start: int, tensors: Iterable[Tensor]) -> None:
-        """Add a microbatch's numbers to the columns that begin there."""
-        terms = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        columns = self.flat[:, start : start + len(terms)]
-        # Nothing waits for the device here. A NaN is not below the limit either.
-        self.flat[0, self.terms + index] += ~(terms.abs().amax() < LIMIT)
-        if self.settings.sums is Sums.fast:
-            columns += terms
-            return
-        piece = IN_CACHE if terms.device.type == "cpu" else len(terms)
-        sums = torch.split(columns, piece, dim=1)
-        for part, (coarse_sum, fine_sum) in zip(torch.split(terms, piece), sums, strict=True):
-            fine = part.to(self.flat.dtype, copy=True)
+    def _add(self, index: int, tensors: list[Tensor], slots: list[Tensor]) -> None:
+        """Add a microbatch's numbers; these are their slots, which are neighbours."""
+        for slot, tensor in zip(slots, tensors, strict=True):
+            slot.copy_(tensor)
+        start = int(slots[0].storage_offset())
+        stop = start + sum(map(Tensor.numel, slots))
+        add_ = Tensor.copy_ if self.empty else Tensor.add_
+        for terms, columns in self._pieces(start, stop):
+            # Nothing waits for the device here. A NaN is not below the limit either.
+            self.flat[0, self.terms + index] += ~(terms.abs().amax() < LIMIT)
+            if self.settings.sums is Sums.fast:
+                add_(columns, terms)
+                continue
+            fine = terms.to(columns.dtype, copy=True)
             coarse = (fine + TO_COARSE).sub_(TO_COARSE)
-            coarse_sum.add_(coarse)
-            fine_sum.add_(fine.sub_(coarse).add_(TO_FINE).sub_(TO_FINE))
+            add_(columns[0], coarse)
+            add_(columns[1], fine.sub_(coarse).add_(TO_FINE).sub_(TO_FINE))
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """These columns of `single` and of the sums, as many at a time as are quick."""
+        pieces = torch.split(self.single[start:stop], self.piece)
+        columns = torch.split(self.flat[:, start:stop], self.piece, dim=1)
+        return zip(pieces, columns, strict=True)
 
     def mark(self, index: int) -> None:
         """Count the microbatch at this place as not finite."""
@@ -176,17 +212,19 @@ class StepSums:
         )
 
     def apply(self) -> StepReport:
-        """Put the mean gradient into `.grad`, update the running statistics, report."""
-        mean = self.flat[:, : self.terms].sum(0).div_(self.settings.microbatches)
-        mean = mean.to(self.parameters[0].dtype)
-        at = 0
+        """Put the mean gradient into `.grad`, update the running statistics, report.
+
+        `.grad` is memory of these sums: it holds until the next microbatch is added.
+        """
+        assert not self.empty
+        for mean, columns in self._pieces(0, self.terms):
+            # Not sum(0), which is slow along so short an axis.
+            mean.copy_(reduce(torch.add, columns).div(self.settings.microbatches))
+        slots = iter(self.slots)
         for p in self.parameters:
-            p.grad = mean[at : at + p.numel()].view_as(p)
-            at += p.numel()
+            p.grad = next(slots)
         for norm in self.norms:
             for running in (norm.running_mean, norm.running_var):
                 assert running is not None
-                seen = mean[at : at + norm.num_features]
-                running.lerp_(seen, 1 - self.settings.batchnorm_decay)
-                at += norm.num_features
+                running.lerp_(next(slots), 1 - self.settings.batchnorm_decay)
         return self.report()

@@ -1,7 +1,13 @@
 """Where tensors live. Imports torch only when a device other than the CPU is asked for."""
 
+import ctypes
+import sys
+
 from s3ta.errors import UserError
 from s3ta_platform.schema_cluster import ClusterSettings, Executor
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""As in glibc's malloc.h."""
 
 
 def resolve_device(name: str) -> str:
@@ -55,3 +61,17 @@ def pin_arithmetic(threads: int) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def keep_freed_memory() -> None:
+    """Let this process hold what it frees, up to 1 GB, for the next step: with glibc, on the CPU.
+
+    By default glibc gives a step's activations back to the system as soon as they are freed, and
+    the next step takes a page fault for every 4 KB of them: up to a tenth of the time of a step.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # not with musl
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # no larger number is taken
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)

@@ -22,6 +22,7 @@ from s3ta.sums import StepReport
 from s3ta.training import optimizer
 from s3ta.vision import recompute_blocks
 from s3ta_platform import checkpoints
+from s3ta_platform.devices import keep_freed_memory
 from s3ta_platform.jobs import TrainJob
 from s3ta_platform.record import content_key, plain
 from s3ta_platform.storage import Storage
@@ -54,6 +55,8 @@ class Training:
 
     @classmethod
     def begin(cls, job: TrainJob, device: str, epoch_steps: int) -> "Training":
+        if device == "cpu":
+            keep_freed_memory()
         model = build(job.model, job.classes, job.train.seed)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if job.train.recompute:

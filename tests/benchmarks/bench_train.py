@@ -41,7 +41,7 @@ from s3ta.training import Moment, add_microbatch, optimizer
 from s3ta.trajectory import training_trajectory
 from s3ta.vision import BatchNorm
 from s3ta_platform.compose import compose
-from s3ta_platform.groups import ALONE
+from s3ta_platform.devices import keep_freed_memory
 
 FILE = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 WORKER = Path(__file__).with_name("train_worker.py")
@@ -108,7 +108,6 @@ class Ours:
             0,
             CLASSES,
             fast=self.fast,
-            send=ALONE.begin_sum,
         )
         loss = self.sums.apply().loss
         _descend(self.sgd, s, step)
@@ -326,6 +325,7 @@ def main() -> int:
     options = parser.parse_args()
     rounds = 2 if options.quick else options.rounds
     torch.set_num_threads(1)
+    keep_freed_memory()  # for all candidates
     bounds = Bounds()
     for trial in compose(FILE, []).trials:
         e = trial.experiment

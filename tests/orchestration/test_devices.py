@@ -1,5 +1,8 @@
 """Which device work is done on, and how many GPUs a worker asks Ray for."""
 
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -78,3 +81,34 @@ def test_a_worker_on_cuda_asks_for_one_gpu_unless_told(
 def test_workers_on_cuda_that_would_see_no_gpu_are_refused() -> None:
     with pytest.raises(UserError, match=r"gpus_per_worker is 0\.0: it must be above 0 with"):
         ClusterSettings(device="cuda", gpus_per_worker=0.0)
+
+
+STEPS_THAT_FREE = """
+import resource, sys
+import torch
+from s3ta_platform.devices import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for step in range(12):
+    if step == 2:
+        start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    activations = [torch.ones(2**20) for _ in range(20)]
+    while activations:
+        activations.pop()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc gives memory back")
+def test_memory_that_a_step_frees_is_there_for_the_next_without_page_faults() -> None:
+    """80 MB a step are 20,000 pages of 4 KB, or 40 huge ones."""
+    faults = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", STEPS_THAT_FREE, how], check=True, capture_output=True
+            ).stdout
+        )
+        for how in ("keep", "give back")
+    }
+    assert 3 * faults["keep"] < faults["give back"]

@@ -152,6 +152,45 @@ def test_wishes_and_marks_travel_with_the_sum() -> None:
     assert one.report() == StepReport(0.0, 0.0)
 
 
+@pytest.mark.parametrize("mode", list(Sums))
+def test_a_step_holds_nothing_of_the_step_before(mode: Sums) -> None:
+    one, other = (StepSums(model(), settings(2, mode)) for _ in range(2))
+    add(one, 0, torch.full((NUMBERS,), 3.0))
+    add(one, 1, torch.full((NUMBERS,), torch.nan))
+    one.wish(1)
+    one.reset()
+    for sums in (one, other):
+        add(sums, 1, torch.full((NUMBERS,), 5.0))
+        add(sums, 0, torch.full((NUMBERS,), 0.1))
+    assert torch.equal(one.flat, other.flat)
+    assert one.apply() == other.apply()
+    assert torch.equal(one.parameters[0].grad, other.parameters[0].grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_gradients_lie_as_their_parameters_do(microbatches: int) -> None:
+    """Channels-last convolutions beside a linear layer: each number at its own place."""
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(
+        nn.Conv2d(3, 5, 3),
+        nn.Conv2d(5, 4, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    net.to(memory_format=torch.channels_last)
+    sums = StepSums(net, settings(microbatches))
+    images, parameters = torch.rand(microbatches, 1, 3, 6, 6), list(net.parameters())
+    for index, image in enumerate(images):
+        sums.add(index, net(image).square().sum(), torch.tensor(1))
+    sums.apply()
+    mean = sum(net(image).square().sum() for image in images) / microbatches
+    for p, true in zip(parameters, torch.autograd.grad(mean, parameters), strict=True):
+        assert p.grad is not None
+        assert p.grad.stride() == p.stride()
+        torch.testing.assert_close(p.grad, true)
+
+
 def test_the_fast_mode_is_near_and_depends_on_the_order() -> None:
     terms = [torch.from_numpy(row) for row in np.random.default_rng(0).normal(size=(8, NUMBERS))]
     terms = [t.float() for t in terms]
