@@ -5,9 +5,11 @@ counter-based generator Philox4x64 is built from them, so batch size, shards, wo
 resume change no draw. Only the raw bit stream is used, which numpy keeps stable for ever.
 """
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +37,18 @@ class Purpose(IntEnum):
     BOOTSTRAP = 31
 
 
+class _Generator(threading.local):
+    """One per thread, put where each stream begins: a new one asks the system for entropy, 30 us,
+    before it is told not to need it."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox(0)
+        self.begin: Any = self.philox.state
+
+
+_HERE = _Generator()
+
+
 @dataclass(frozen=True)
 class Key:
     """Names a family of draws, one stream per image id. All numbers are in 0 .. 2^64 - 1."""
@@ -46,33 +60,21 @@ class Key:
 
     def bits(self, image_id: int, count: int, skip: int = 0) -> npt.NDArray[np.uint64]:
         """`count` independent 64-bit words for one image, after the first 4 `skip` ones."""
-        words: npt.NDArray[np.uint64] = self._words([image_id], count, skip)[0]
-        return words
-
-    def _words(self, image_ids: Iterable[int], count: int, skip: int = 0) -> npt.NDArray[np.uint64]:
-        """The same for several images, (B, count)."""
         # The counter's lowest word numbers the blocks of one stream; the other three name it.
-        counter = np.array([skip, self.step, self.epoch, 0], dtype=np.uint64)
-        stream = np.random.Philox(
-            key=np.array([self.seed, int(self.purpose)], dtype=np.uint64), counter=counter
-        )
-        # A new generator would ask the system for entropy, 30 us, before it is told not to need it.
-        begin = stream.state
-        begin["state"]["counter"] = counter
-        rows = []
-        for image_id in image_ids:
-            counter[3] = int(image_id)
-            stream.state = begin
-            rows.append(stream.random_raw(count))
-        return np.stack(rows) if rows else np.zeros((0, count), np.uint64)
+        counter = np.array([skip, self.step, self.epoch, image_id], dtype=np.uint64)
+        key = np.array([self.seed, int(self.purpose)], dtype=np.uint64)
+        _HERE.begin["state"] = {"counter": counter, "key": key}
+        _HERE.philox.state = _HERE.begin
+        return _HERE.philox.random_raw(count)
 
     def uniform(self, image_ids: Iterable[int], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Uniform on [0, 1) with 24 random bits, one `shape` per image: float32 (B, *shape)."""
         count = int(np.prod(shape))
-        words = self._words(image_ids, (count + 1) // 2)
-        halves = words.astype("<u8", copy=False).view("<u4")[:, :count]
+        rows = [self.bits(int(i), (count + 1) // 2) for i in image_ids]
+        words = np.array(rows, dtype="<u8").reshape(len(rows), (count + 1) // 2)
+        halves = words.view("<u4")[:, :count]
         floats = (halves >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
-        return floats.reshape(len(words), *shape)
+        return floats.reshape(len(rows), *shape)
 
     def wrong_classes(
         self, image_ids: Iterable[int], labels: npt.ArrayLike, classes: int
@@ -80,7 +82,7 @@ class Key:
         """A class per image, uniform over the `classes - 1` that are not its label: int64 (B,)."""
         if classes < 2:
             raise ValueError(f"{classes} classes: a wrong class needs at least 2")
-        words = self._words(image_ids, 1)[:, 0].tolist()
+        words = [int(self.bits(int(i), 1)[0]) for i in image_ids]
         # Multiply-shift maps a 64-bit word to 0 .. classes - 2 with a bias below 2^-50.
         drawn = np.array([(w * (classes - 1)) >> 64 for w in words], dtype=np.int64)
         return drawn + (drawn >= np.asarray(labels, dtype=np.int64))

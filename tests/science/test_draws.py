@@ -1,5 +1,6 @@
 """Draws: the bits are pinned, and belong to the image alone."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -112,6 +113,12 @@ def test_a_draw_does_not_depend_on_the_other_images_or_their_order() -> None:
     assert (
         KEY.wrong_classes([2, 3, 1], labels[[2, 0, 1]], 10).tolist() == targets[[2, 0, 1]].tolist()
     )
+
+
+def test_threads_draw_side_by_side() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda i: KEY.bits(i, 500).tolist(), range(200)))
+    assert drawn == [KEY.bits(i, 500).tolist() for i in range(200)]
 
 
 def test_seed_purpose_epoch_step_and_image_each_give_another_stream() -> None:
