@@ -67,7 +67,7 @@ def keep_freed_memory() -> None:
     """Let this process hold what it frees, up to 1 GB, for the next step: with glibc, on the CPU.
 
     By default glibc gives a step's activations back to the system as soon as they are freed, and
-    the next step takes a page fault for every 4 KB of them: with small models 2 to 4 % of a step.
+    the next step takes a page fault for every 4 KB of them: with small models up to 3 % of a step.
     """
     if sys.platform != "linux":
         return

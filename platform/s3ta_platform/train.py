@@ -74,7 +74,11 @@ def train(
         for index, batch in share.of(training.step):
             add_microbatch(
                 *(training.called, sums, batch, settings, moment, index, job.classes, device, fast),
-                send=group.begin_sum if 1 < group.world >= settings.microbatches - index else None,
+                send=(
+                    group.begin_sum
+                    if group.world > 1 and index + group.world >= settings.microbatches
+                    else None
+                ),
             )
             pulse.beat(training.step)
         if mine := wish():

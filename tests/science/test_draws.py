@@ -1,5 +1,6 @@
 """Draws: the bits are pinned, and belong to the image alone."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -116,9 +117,15 @@ def test_a_draw_does_not_depend_on_the_other_images_or_their_order() -> None:
 
 
 def test_threads_draw_side_by_side() -> None:
-    with ThreadPoolExecutor(8) as pool:
-        drawn = list(pool.map(lambda i: KEY.bits(i, 500).tolist(), range(200)))
-    assert drawn == [KEY.bits(i, 500).tolist() for i in range(200)]
+    """Threads that take turns after every few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            drawn = list(pool.map(lambda i: KEY.bits(i, 4).tolist(), range(5000)))
+    finally:
+        sys.setswitchinterval(before)
+    assert drawn == [KEY.bits(i, 4).tolist() for i in range(5000)]
 
 
 def test_seed_purpose_epoch_step_and_image_each_give_another_stream() -> None:

@@ -96,6 +96,27 @@ def test_what_leaves_is_complete_and_the_same_bits(
 
 
 @pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("name", ["adversarial", "fast"])
+def test_a_worker_with_one_microbatch_sends_nothing_of_the_step_before(
+    name: str, tiny_model: Callable[..., Model], tiny_batch: Callable[..., Batch]
+) -> None:
+    settings, model = EVERY[name], tiny_model(3)
+    whole, sums = StepSums(model, settings), StepSums(model, settings)
+    add(sums, model, tiny_batch(4), 0, settings)
+    sums.reset()
+    sent = torch.full_like(whole.flat, torch.nan)
+
+    def send(part: Tensor) -> None:
+        at = columns(sums, part)
+        sent[:, at.start : at.stop] = part
+
+    add(whole, model, tiny_batch(4, first_id=4), 1, settings)
+    add(sums, model, tiny_batch(4, first_id=4), 1, settings, send)
+    sent[:, sums.gradients :] = sums.flat[:, sums.gradients :]
+    assert torch.equal(sent, whole.flat)
+
+
+@pytest.mark.usefixtures("parts")
 def test_the_first_parts_leave_before_the_lowest_layers_are_reached(
     tiny_model: Callable[..., Model], tiny_batch: Callable[..., Batch]
 ) -> None:
