@@ -38,7 +38,6 @@ EIGENVECTORS_C3 = np.array(
     ]
 )
 
-_GREY = np.outer(np.ones(3), LUMA_C)
 _BORDERS = (5 * TRIES, 5 * TRIES + 4, 5 * TRIES + 7, 5 * TRIES + 11)
 """Between an image's draws: tries of the crop, order, factors, two pairs for normal draws, flip."""
 
@@ -65,28 +64,29 @@ class Colour:
     lighting_C: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Added to red, green and blue; images in [0, 1]."""
 
-    def affine(self, mean_C: Floats) -> tuple[Floats, Floats]:
-        """The matrix (3, 3) and the shift (3,) that all steps together are: pixel -> M pixel + b.
+    def affine(self, mean_C: Floats) -> Floats:
+        """All steps together, (3, 4): pixel -> A[:, 0] + A[:, 1:] pixel.
 
         mean_C: the image's mean colour before, in [0, 1].
         Brightness scales; contrast blends with the mean colour as it is by then, per channel ([55];
         fb.resnet.torch: with the mean grey); saturation blends with each pixel's grey; lighting
         adds. Nothing is clipped in between.
         """
-        matrix, shift = np.eye(3), np.zeros(3)
+        affine_C4 = np.eye(3, 4, 1)
         for step in self.order:
             if step == 0:
-                matrix, shift = matrix * self.brightness, shift * self.brightness
+                affine_C4 *= self.brightness
             elif step == 1:
-                mean = matrix @ mean_C + shift
-                matrix, shift = matrix * self.contrast, shift * self.contrast
-                shift = shift + (1 - self.contrast) * mean
+                by_then_C = affine_C4[:, 0] + affine_C4[:, 1:] @ mean_C
+                affine_C4 *= self.contrast
+                affine_C4[:, 0] += (1 - self.contrast) * by_then_C
             elif step == 2:
-                blend = self.saturation * np.eye(3) + (1 - self.saturation) * _GREY
-                matrix, shift = blend @ matrix, blend @ shift
+                grey_4 = (1 - self.saturation) * (LUMA_C @ affine_C4)
+                affine_C4 *= self.saturation
+                affine_C4 += grey_4
             else:
-                shift = shift + np.array(self.lighting_C)
-        return matrix, shift
+                affine_C4[:, 0] += self.lighting_C
+        return affine_C4
 
 
 @dataclass(frozen=True)

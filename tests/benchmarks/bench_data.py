@@ -109,8 +109,9 @@ def _with_pillow(photo: bytes, image_id: int, epoch: int) -> Pixels:
         box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
         small = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box)
     counts_CN = np.array(small.histogram()).reshape(3, 256)
-    matrix, shift = drawn.colour.affine(counts_CN @ np.arange(256) / SIZE**2 / 255)
-    rows = np.column_stack([matrix, shift * 255]).ravel().tolist()
+    change_C4 = drawn.colour.affine(counts_CN @ np.arange(256) / SIZE**2 / 255)
+    change_C4[:, 0] *= 255
+    rows = np.roll(change_C4, -1, axis=1).ravel().tolist()  # Pillow's shift comes last
     changed = np.asarray(small.convert("RGB", tuple(rows))).transpose(2, 0, 1)
     return np.ascontiguousarray(changed[:, :, ::-1] if drawn.flip else changed)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from s3ta.augmentation import Colour, Crop, Distortion, draw_distortion
 from s3ta.errors import UserError
 from s3ta_platform.data import ParquetImages, open_image, write_parquet
-from s3ta_platform.photos import cropped, read_distorted, recolour
+from s3ta_platform.photos import read_distorted, recolour, stages
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -20,8 +20,8 @@ Pixels = npt.NDArray[np.uint8]
 class Exactly(Distortion):
     """One crop, whatever the image's size."""
 
-    def __init__(self, crop: Crop) -> None:
-        super().__init__((), Colour(), flip=False)
+    def __init__(self, crop: Crop, flip: bool = False) -> None:
+        super().__init__((), Colour(), flip)
         object.__setattr__(self, "shown", crop)
 
     def crop(self, width: int, height: int) -> Crop:
@@ -52,6 +52,14 @@ def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
 
 def chw(image: Image.Image | Pixels) -> Pixels:
     return np.asarray(image).transpose(2, 0, 1)
+
+
+def cropped(encoded: bytes, size: int, distortion: Distortion) -> Pixels:
+    """One file through all stages."""
+    value: Any = encoded
+    for stage in stages(size, {7: distortion}):
+        value = stage(value, 7)
+    return value  # type: ignore[no-any-return]
 
 
 # Crops.
@@ -85,6 +93,15 @@ def test_nothing_outside_a_crop_is_seen() -> None:
         cropped(encoded(pixels), 16, Exactly(crop)),
         cropped(encoded(inside), 16, Exactly(Crop(0, 0, 21, 13))),
     )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("side", [2, 5])
+def test_a_flip_exchanges_left_and_right_of_the_crop(kind: str, side: int) -> None:
+    photo, crop = encoded(smooth(10, 12), kind), Crop(left=6, top=3, width=5, height=5)
+    straight, flipped = (cropped(photo, side, Exactly(crop, flip)) for flip in (False, True))
+    assert np.array_equal(flipped, straight[:, :, ::-1])
+    assert not np.array_equal(flipped, straight)
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 40), (25, 31), (16, 90)])
@@ -137,11 +154,11 @@ def test_an_image_in_several_pieces_of_memory_is_read_too() -> None:
 # Colours: bytes, rounded half up and clipped once.
 
 
-def recoloured(pixels: list[list[int]], flip: bool = False, **colour: Any) -> list[list[int]]:
+def recoloured(pixels: list[list[int]], **colour: Any) -> list[list[int]]:
     """A row of pixels through the change."""
-    row_CHW = np.array(pixels, dtype=np.uint8).T[:, None].copy()
-    recolour(row_CHW, Distortion((), Colour(**colour), flip))
-    return row_CHW[:, 0].T.tolist()  # type: ignore[no-any-return]
+    row_1CHW = np.array(pixels, dtype=np.uint8).T[None, :, None].copy()
+    recolour(row_1CHW, [Colour(**colour)])
+    return row_1CHW[0, :, 0].T.tolist()  # type: ignore[no-any-return]
 
 
 def test_unchanged_colours_keep_every_byte() -> None:
@@ -176,9 +193,10 @@ def test_what_is_too_bright_on_the_way_is_clipped_at_the_end_only() -> None:
     assert recoloured([[200] * 3, [0] * 3], **colour) == [[220] * 3, [180] * 3]
 
 
-def test_a_flip_exchanges_left_and_right() -> None:
-    row = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    assert recoloured(row, flip=True) == row[::-1]
+def test_each_image_has_its_own_colours() -> None:
+    images_BCHW = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)[:, :, None, None].copy()
+    recolour(images_BCHW, [Colour(brightness=2.0), Colour(lighting_C=(0.2, 0.0, 0.0))])
+    assert images_BCHW[:, :, 0, 0].tolist() == [[20, 40, 60], [91, 50, 60]]
 
 
 # Many photos.
@@ -220,9 +238,9 @@ def test_a_photo_looks_different_in_another_epoch_or_with_another_seed(
 
 def test_a_photo_read_is_its_crop_recoloured(photos: ParquetImages) -> None:
     drawn = draw_distortion(3, 2, 104)
-    expected = cropped(encoded(smooth(52, 52, seed=4)), 24, drawn)
-    recolour(expected, drawn)
-    assert np.array_equal(read_distorted(photos, [104], seed=3, epoch=2)[0][0], expected)
+    expected_1CHW = cropped(encoded(smooth(52, 52, seed=4)), 24, drawn)[None].copy()
+    recolour(expected_1CHW, [drawn.colour])
+    assert np.array_equal(read_distorted(photos, [104], seed=3, epoch=2)[0], expected_1CHW)
 
 
 def test_a_photo_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:

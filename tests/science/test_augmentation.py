@@ -139,8 +139,7 @@ PIXEL, MEAN = np.array([0.5, 0.25, 0.1]), np.array([0.4, 0.3, 0.2])
     ],
 )
 def test_colours_by_hand(colour: Colour, expected: list[float]) -> None:
-    matrix, shift = colour.affine(MEAN)
-    assert (matrix @ PIXEL + shift).tolist() == pytest.approx(expected)
+    assert (colour.affine(MEAN) @ [1, *PIXEL]).tolist() == pytest.approx(expected)
 
 
 def _in_turn(image_PC: Floats, colour: Colour) -> Floats:
@@ -161,8 +160,9 @@ def test_all_steps_together_are_the_steps_one_after_the_other_in_every_order() -
     image_PC = np.random.default_rng(0).uniform(size=(20, 3))
     for index, order in enumerate(itertools.permutations(range(4))):
         colour = replace(DRAWN[index].colour, order=order)
-        matrix, shift = colour.affine(image_PC.mean(axis=0))
-        np.testing.assert_allclose(image_PC @ matrix.T + shift, _in_turn(image_PC, colour))
+        change_C4 = colour.affine(image_PC.mean(axis=0))
+        together_PC = np.column_stack([np.ones(20), image_PC]) @ change_C4.T
+        np.testing.assert_allclose(together_PC, _in_turn(image_PC, colour))
 
 
 def test_lighting_goes_along_the_principal_components_of_imagenets_colours() -> None:
