@@ -114,22 +114,20 @@ def resized(pixels_HWC: Pixels, size: int) -> Pixels:
 
 def recolour(images_BCHW: Pixels, colours: Sequence[Colour]) -> None:
     """Change the colours of C-contiguous images, in place."""
-    planes_BCP = images_BCHW.reshape(*images_BCHW.shape[:2], -1)
-    pixels = planes_BCP.shape[2]
+    batch, _, height, width = images_BCHW.shape
+    pixels = height * width
+    planes_BCP = images_BCHW.reshape(batch, 3, pixels)
     sums_BC = images_BCHW.sum(axis=3, dtype=np.uint32).sum(axis=2)
     means_BC = (sums_BC / pixels).astype(np.float32)  # so rounded it is a part of the result
-    changes_BC4 = np.array(
-        [
-            colour.affine(mean_C.astype(np.float64) / 255)
-            for colour, mean_C in zip(colours, means_BC, strict=True)
-        ]
-    )
+    changes_BC4 = np.empty((len(colours), 3, 4))
+    for change_C4, colour, mean_C in zip(changes_BC4, colours, means_BC, strict=True):
+        change_C4[...] = colour.affine(mean_C.astype(np.float64) / 255)
     changes_BC4[:, :, 0] = changes_BC4[:, :, 0] * 255 + 0.5  # so that cutting off is rounding
     values_4P, changed_CP = torch.ones(4, pixels), torch.empty(3, pixels)
     # numpy casts several times as fast as torch, which multiplies and clips faster.
     numbers_CP, new_CP = values_4P[1:].numpy(), changed_CP.numpy()
     changes = torch.from_numpy(changes_BC4.astype(np.float32))
-    for planes_CP, change_C4 in zip(planes_BCP, changes, strict=True):
+    for planes_CP, change in zip(planes_BCP, changes, strict=True):
         numbers_CP[...] = planes_CP
-        torch.mm(change_C4, values_4P, out=changed_CP).clamp_(0, 255)
+        torch.mm(change, values_4P, out=changed_CP).clamp_(0, 255)
         planes_CP[...] = new_CP

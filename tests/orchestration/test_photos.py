@@ -236,6 +236,12 @@ def test_a_photo_looks_different_in_another_epoch_or_with_another_seed(
         assert (first != other).any(axis=(1, 2, 3)).all()
 
 
+def test_no_photos_are_an_empty_batch(photos: ParquetImages) -> None:
+    none, labels_B = read_distorted(photos, [], seed=3, epoch=2)
+    assert none.shape == (0, 3, 24, 24)
+    assert labels_B.shape == (0,)
+
+
 def test_a_photo_read_is_its_crop_recoloured(photos: ParquetImages) -> None:
     drawn = draw_distortion(3, 2, 104)
     expected_1CHW = cropped(encoded(smooth(52, 52, seed=4)), 24, drawn)[None].copy()
