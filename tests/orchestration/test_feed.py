@@ -173,15 +173,17 @@ def test_work_goes_on_while_nobody_asks() -> None:
 
 
 def test_closing_ends_the_threads_and_drops_what_has_not_begun() -> None:
-    release, worked = threading.Event(), []
+    second, release, worked = threading.Event(), threading.Event(), []
 
     def work(item: int) -> None:
         if item:
+            second.set()
             release.wait(5)
         worked.append(item)
 
     results = ahead(work, range(9), threads=1, most=6)
     next(results)
+    assert second.wait(5)
     assert readers()
     threading.Timer(0.05, release.set).start()
     results.close()  # type: ignore[attr-defined]
