@@ -4,14 +4,17 @@ Python code in the process can't help any more: it may be stopped, or wait for a
 a signal handler written in C can still write the stacks down.
 """
 
+import ctypes
 import faulthandler
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+from threading import get_native_id
 from typing import Any
 
 import ray
@@ -35,6 +38,8 @@ class Process:
     born: str
     """In clock ticks since the node was started; empty where there is no /proc. Pids are reused."""
     stacks_fd: int
+    thread: int
+    """The system's id of the thread that does the work."""
 
     @property
     def there(self) -> bool:
@@ -44,12 +49,15 @@ class Process:
 
 
 def listen(node_id: str) -> Process:
-    """From now on SIGUSR1 makes this process write all threads' stacks to a file in memory."""
+    """From now on SIGUSR1 makes this process write all threads' stacks to a file in memory.
+
+    To be called in the thread that does the work.
+    """
     if not hasattr(os, "memfd_create"):  # not Linux
-        return Process(node_id, os.getpid(), "", -1)
+        return Process(node_id, os.getpid(), "", -1, -1)
     fd = os.memfd_create("stacks")  # needs no room on a disk, and nothing is left of it
     faulthandler.register(signal.SIGUSR1, file=fd, all_threads=True)
-    return Process(node_id, os.getpid(), _state_and_birth(os.getpid())[1], fd)
+    return Process(node_id, os.getpid(), _state_and_birth(os.getpid())[1], fd, get_native_id())
 
 
 def ask_and_kill(process: Process, actor: Any) -> "ray.ObjectRef[str]":
@@ -108,30 +116,49 @@ def dump(process: Process) -> str:
 
 
 def _dump(process: Process) -> str:
-    file = Path(f"/proc/{process.pid}/fd/{process.stacks_fd}")
+    """Asks the working thread, then any.
+
+    A stopped process's first thread to wake takes what is sent to the process, and reads the frames
+    of threads that run on meanwhile: these may be torn, and now and then it crashes. The working
+    thread stands still while it writes. But it may be one that can't be interrupted.
+    """
+    questions: list[Callable[[], None]] = [
+        lambda: _signal_thread(process.pid, process.thread, signal.SIGUSR1),
+        lambda: os.kill(process.pid, signal.SIGUSR1),
+    ]
     try:
-        start = file.stat().st_size
-        os.kill(process.pid, signal.SIGUSR1)
-        os.kill(process.pid, signal.SIGCONT)
-        for size in _sizes(file):
-            if size > start:
-                text = file.read_bytes()[start:].decode(errors="replace")
-                threads = text.strip().split("\n\n")
-                return "\n\n".join(t for t in threads if "<no Python frame>" not in t)
+        # Open before it is asked: what it wrote is there even if it dies of the question.
+        with Path(f"/proc/{process.pid}/fd/{process.stacks_fd}").open("rb", buffering=0) as file:
+            file.seek(0, os.SEEK_END)
+            for ask in questions:
+                with suppress(ProcessLookupError):
+                    ask()
+                    os.kill(process.pid, signal.SIGCONT)
+                if _written(file, WRITTEN_WITHIN_S / len(questions)):
+                    threads = file.read().decode(errors="replace").strip().split("\n\n")
+                    return "\n\n".join(t for t in threads if "<no Python frame>" not in t)
     except OSError as error:
         return f"and its stack could not be read: {error}"
     return f"and wrote no stack within {WRITTEN_WITHIN_S:g} s"
 
 
-def _sizes(file: Path) -> Iterator[int]:
-    """The size of a file whenever it has not changed for a while."""
-    until, last, polls = time.monotonic() + WRITTEN_WITHIN_S, -1, 0
+def _signal_thread(pid: int, thread: int, number: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.tgkill(pid, thread, number):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _written(file: FileIO, within_s: float) -> bool:
+    """Waits until a file has grown beyond what was read of it, and then not for a while."""
+    until, last, polls = time.monotonic() + within_s, -1, 0
     while time.monotonic() < until:
-        size = file.stat().st_size
+        size = os.fstat(file.fileno()).st_size
         last, polls = size, polls + 1 if size == last else 0
-        if polls >= STABLE_POLLS:
-            yield size
+        if polls >= STABLE_POLLS and size > file.tell():
+            return True
         time.sleep(POLL_S)
+    return False
 
 
 def _state_and_birth(pid: int) -> tuple[str, str]:

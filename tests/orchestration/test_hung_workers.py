@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -237,16 +238,27 @@ def test_a_deadly_image_is_found_by_halving_and_all_others_are_done(two_cpus: No
 
 
 CHILD = """
-import signal, sys, threading
+import os, signal, sys, threading
 from s3ta_platform.seats import Heard, Seat
 from s3ta_platform.stacks import listen
 
 def parked(p):
-    print(p.pid, p.born, p.stacks_fd, flush=True)
+    if sys.argv[1] == "dies":
+        signal.signal(signal.SIGUSR1, lambda *_: (os.write(p.stacks_fd, b"last words"), os.abort()))
+    thread = os.getppid() if sys.argv[1] == "lost" else p.thread  # of this process no more
+    print(p.pid, p.born, p.stacks_fd, thread, flush=True)
+    while sys.argv[1] == "busy":
+        deep(60)
     threading.Event().wait()
+
+def deep(n):
+    return n if n < 1 else deep(n - 1) + len(str(n))
 
 if sys.argv[1] == "deaf":
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+if sys.argv[1] == "busy":  # beside the main thread, as in Ray's actors
+    threading.Thread(target=lambda: parked(listen("here")), daemon=True).start()
+    threading.Event().wait()
 parked(listen("here"))
 """
 
@@ -256,9 +268,9 @@ def child(how: str) -> Iterator[tuple[subprocess.Popen[str], Process]]:
     command = [sys.executable, "-c", CHILD, how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        pid, born, fd = process.stdout.readline().split()
+        pid, born, fd, thread = process.stdout.readline().split()
         try:
-            yield process, Process("here", int(pid), born, int(fd))
+            yield process, Process("here", int(pid), born, int(fd), int(thread))
         finally:
             process.kill()
 
@@ -272,6 +284,26 @@ def test_a_process_is_asked_for_its_stack_and_killed(stop: bool) -> None:
         end(process, grace_s=0)
         assert started.wait(timeout=5) == -signal.SIGKILL
         assert "had ended" in dump(process)
+
+
+def test_a_stopped_process_tells_where_its_working_thread_was_every_time() -> None:
+    """Sent to no thread in particular, the question is answered while that one runs on."""
+    with child("busy") as (_, process):
+        for _ in range(20):
+            os.kill(process.pid, signal.SIGSTOP)
+            said = dump(process)
+            assert re.search(r"Current thread .*\n(  File .* in deep\n)*  File .* in parked", said)
+
+
+def test_a_process_whose_working_thread_has_ended_is_asked_too() -> None:
+    with child("lost") as (_, process):
+        assert "in parked" in dump(process)
+
+
+def test_what_a_process_said_before_it_died_of_the_question_is_told() -> None:
+    with child("dies") as (started, process):
+        assert "last words" in dump(process)
+        assert started.wait(timeout=5) == -signal.SIGABRT
 
 
 def test_a_process_that_does_not_answer_is_killed_all_the_same() -> None:
