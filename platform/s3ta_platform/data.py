@@ -9,7 +9,6 @@ Two layouts are read. Images are PNG or JPEG files, labels whole numbers from 0.
 """
 
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -21,10 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageFile, UnidentifiedImageError
 
 from s3ta.errors import UserError
 from s3ta_platform.data_files import (
@@ -41,12 +38,11 @@ from s3ta_platform.data_files import (
     resolve,
     row_groups,
 )
+from s3ta_platform.image_files import Pixels, decode
 
 __all__ = [
     "Manifest",
     "ParquetImages",
-    "decode",
-    "open_image",
     "read_manifest",
     "resolve",
     "write_parquet",
@@ -54,8 +50,7 @@ __all__ = [
 
 _ROWS_PER_GROUP = 1000
 
-Pixels = npt.NDArray[np.uint8]
-Stage = Callable[[Any, int], Any]
+Pass = Callable[[Any, int], Any]
 """What has become of an encoded image (None: there is none), and the image's id -> one step further
 towards pixels CHW."""
 
@@ -98,21 +93,21 @@ class ParquetImages:
         """Of every image."""
 
     def read(
-        self, ids: Sequence[int] | Integers, stages: Sequence[Stage] = ()
+        self, ids: Sequence[int] | Integers, passes: Sequence[Pass] = ()
     ) -> tuple[Pixels, Integers]:
         """`images_BCHW` (uint8, C-contiguous) and `labels_B`, in the order of the ids asked for.
 
-        `stages` make pixels of the files in their own way, in the shape of all images. Each is done
+        `passes` make pixels of the files in their own way, in the shape of all images. Each is done
         with all files before the next begins: so it finds its code in the processor's caches.
         """
         rows_B = self._rows(np.asarray(ids, dtype=np.int64).reshape(-1))
         images_BCHW = np.empty((len(rows_B), *self.shape_CHW), dtype=np.uint8)
         # In the files' order, so that each row group is read once however small the cache is.
         order_B = np.argsort(rows_B, kind="stable")
-        *first, last = stages or (self._decode,)
+        *first, last = passes or (self._decode,)
         values: Iterable[Any] = map(self._encoded, rows_B[order_B])
-        for stage in first:
-            values = [self._done(stage, *at) for at in zip(values, rows_B[order_B], strict=True)]
+        for treat in first:
+            values = [self._done(treat, *at) for at in zip(values, rows_B[order_B], strict=True)]
         for value, place in zip(values, order_B, strict=True):
             image_CHW = self._done(last, value, rows_B[place])
             if image_CHW.shape != self.shape_CHW:
@@ -148,9 +143,9 @@ class ParquetImages:
     def _first_shape(self) -> tuple[int, ...]:
         return self._done(self._decode, self._encoded(0), 0).shape  # type: ignore[no-any-return]
 
-    def _done(self, stage: Stage, value: Any, row: int) -> Any:
+    def _done(self, treat: Pass, value: Any, row: int) -> Any:
         try:
-            return stage(value, int(self.ids_N[row]))
+            return treat(value, int(self.ids_N[row]))
         except Exception as error:  # Pillow's readers raise half a dozen types for bad bytes
             raise UserError(
                 f"Image {self.ids_N[row]} ({self._where(row)}) cannot be decoded "
@@ -211,48 +206,6 @@ class ParquetImages:
     def _where(self, row: int) -> str:
         f = int(np.searchsorted(self._file_starts, row, side="right")) - 1
         return f"{self._files[f].path}, row {row - self._file_starts[f]}"
-
-
-def open_image(encoded: bytes | None) -> ImageFile.ImageFile:
-    """One PNG or JPEG file of 8 bits per channel, not yet decoded; close it.
-
-    Raises whatever Pillow raises for bad bytes.
-    """
-    if encoded is None:
-        raise ValueError("no image")
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
-    except UnidentifiedImageError as error:  # whose message is the address of our BytesIO
-        raise ValueError("neither PNG nor JPEG") from error
-    if image.mode == "F" or image.mode.startswith("I"):  # convert() would clip, not scale
-        image.close()
-        raise ValueError(f"more than 8 bits per channel, mode {image.mode}")
-    image.info.pop("transparency", None)  # else convert() blends or warns, by mode
-    return image
-
-
-def decode(encoded: bytes | None, channels: int, size: int | None) -> Pixels:
-    """One PNG or JPEG file as uint8 CHW. EXIF is ignored, transparency dropped.
-
-    Raises whatever Pillow raises for bad bytes.
-    """
-    with open_image(encoded) as image:
-        pixels = image.convert("L" if channels == 1 else "RGB")
-    if size:
-        pixels = _centre(pixels, size)
-    pixels_HWC = np.asarray(pixels, dtype=np.uint8).reshape(pixels.height, pixels.width, channels)
-    return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
-
-
-def _centre(image: Image.Image, size: int) -> Image.Image:
-    """The paper's evaluation: short side 256 and centre 224, in proportion for other sizes."""
-    if image.size == (size, size):
-        return image
-    scale = round(size * 256 / 224) / min(image.size)
-    width, height = (round(side * scale) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
 
 
 def write_parquet(

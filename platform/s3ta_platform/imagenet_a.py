@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from s3ta.errors import UserError
-from s3ta_platform.data import open_image, write_parquet
+from s3ta_platform.data import write_parquet
 from s3ta_platform.data_files import first_line
+from s3ta_platform.image_files import open_image
 
 SOURCE = (
     "ImageNet-A, Hendrycks et al., Natural Adversarial Examples, CVPR 2021, "

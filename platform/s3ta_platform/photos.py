@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from s3ta.augmentation import Colour, Crop, Distortion, draw_distortion
-from s3ta_platform.data import ParquetImages, Pixels, Stage, open_image
+from s3ta_platform.data import ParquetImages, Pass
 from s3ta_platform.data_files import Integers
+from s3ta_platform.image_files import Pixels, open_image
 
 
 def read_distorted(
@@ -28,12 +29,12 @@ def read_distorted(
 ) -> tuple[Pixels, Integers]:
     """As `images.read`, of colour images of a set size, each distorted as drawn for the epoch."""
     drawn = {int(i): draw_distortion(seed, epoch, int(i)) for i in ids}
-    images_BCHW, labels_B = images.read(ids, stages(images.shape_CHW[-1], drawn))
+    images_BCHW, labels_B = images.read(ids, passes(images.shape_CHW[-1], drawn))
     recolour(images_BCHW, [drawn[int(i)].colour for i in ids])
     return images_BCHW, labels_B
 
 
-def stages(size: int, drawn: Mapping[int, Distortion]) -> tuple[Stage, Stage, Stage]:
+def passes(size: int, drawn: Mapping[int, Distortion]) -> tuple[Pass, Pass, Pass]:
     """From PNG and JPEG files to uint8 (3, size, size), cropped and flipped as drawn per image id.
 
     They raise whatever Pillow raises for bad bytes.
@@ -65,7 +66,7 @@ def _looked_at(encoded: bytes | None, size: int, distortion: Distortion) -> _Pho
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
     except (TypeError, ValueError):  # no bytes, or no JPEG
-        return _Photo(encoded)
+        colours = ""
     if colours != "YCbCr":
         return _Photo(encoded)
     crop = distortion.crop(width, height)

@@ -42,8 +42,9 @@ from s3ta.settings import (
 )
 from s3ta.sums import StepSums
 from s3ta.training import Moment, add_microbatch
-from s3ta_platform.data import ParquetImages, Pixels, write_parquet
+from s3ta_platform.data import ParquetImages, write_parquet
 from s3ta_platform.feed import Wanted, feed
+from s3ta_platform.image_files import Pixels
 from s3ta_platform.photos import read_distorted
 
 SIZE = 224

@@ -20,8 +20,9 @@ from PIL import Image
 
 from s3ta.errors import UserError
 from s3ta_platform import data
-from s3ta_platform.data import ParquetImages, decode, read_manifest, resolve, write_parquet
+from s3ta_platform.data import ParquetImages, read_manifest, resolve, write_parquet
 from s3ta_platform.data_files import read_column
+from s3ta_platform.image_files import decode
 
 NAMES = ("cat", "dog", "eel")
 Pixels = npt.NDArray[np.uint8]

@@ -11,8 +11,9 @@ from PIL import Image
 
 from s3ta.augmentation import Colour, Crop, Distortion, draw_distortion
 from s3ta.errors import UserError
-from s3ta_platform.data import ParquetImages, open_image, write_parquet
-from s3ta_platform.photos import read_distorted, recolour, stages
+from s3ta_platform.data import ParquetImages, write_parquet
+from s3ta_platform.image_files import open_image
+from s3ta_platform.photos import passes, read_distorted, recolour
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -55,10 +56,10 @@ def chw(image: Image.Image | Pixels) -> Pixels:
 
 
 def cropped(encoded: bytes, size: int, distortion: Distortion) -> Pixels:
-    """One file through all stages."""
+    """One file through all passes."""
     value: Any = encoded
-    for stage in stages(size, {7: distortion}):
-        value = stage(value, 7)
+    for treat in passes(size, {7: distortion}):
+        value = treat(value, 7)
     return value  # type: ignore[no-any-return]
 
 
