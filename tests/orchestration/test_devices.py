@@ -84,10 +84,12 @@ def test_workers_on_cuda_that_would_see_no_gpu_are_refused() -> None:
 
 
 STEPS_THAT_FREE = """
-import resource, sys
+import ctypes, resource, sys
 import torch
-from s3ta_platform.devices import keep_freed_memory
+from s3ta_platform.devices import M_MMAP_THRESHOLD, keep_freed_memory
 
+# As glibc begins. It would raise this as blocks are freed, and then what lies where decides.
+ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for step in range(12):
