@@ -10,7 +10,8 @@ cut in two at fixed places, which no order of additions can round:
     fine    what is left, at most 2^-17, as a multiple of 2^-58: partial sums stay below 2^-5, and
             53 bits hold them exactly.
 
-What is lost is below 2^-59 (2e-18) a term. A larger term than 2^25 (3e7) counts as not finite.
+What is lost is below 2^-59 (2e-18) a term. A larger term than 2^25 (3e7) counts as not finite. A
+step of one microbatch adds nothing up, so its terms are left as they are.
 
 Since no order shows, adding up can begin early: in the backward pass of a worker's last microbatch
 each part of its sums leaves as soon as the gradients of its layers are there, while those of the
@@ -19,21 +20,22 @@ layers below are still being computed.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
-from s3ta.settings import Sums, TrainSettings
+from s3ta.settings import TrainSettings
 from s3ta.vision import batchnorms
 
 LIMIT = 2.0**25
 TO_COARSE = 1.5 * 2.0 ** (52 - 16)
 """Adding it to a float64 and taking it away again leaves the nearest multiple of 2^-16."""
 TO_FINE = 1.5 * 2.0 ** (52 - 58)
-PIECE = 2**18
-"""So many numbers at a time pass through a processor's last cache, not through its memory."""
+PIECE, PIECE_ON_GPU = 2**15, 2**22
+"""So many numbers at a time, with what is made of them, stay in a processor's cache. On a GPU, so
+many that few kernels are launched."""
 PART = 2**18
 """A part that leaves by itself has at least so many numbers: 4 MB in the exact mode."""
 WISHES = 2
@@ -73,7 +75,8 @@ class StepSums:
     Order: gradients of all parameters, each as its parameter lies in memory; means and variances of
     all BatchNorms, loss, correct images; then for each microbatch whether it is not finite, and the
     workers' wishes of two kinds. In the exact mode two rows of float64, coarse and fine; in the
-    fast mode one row of float32, whose last bits depend on the order of additions.
+    fast mode, and for one microbatch, one row of the weights' dtype, in which the last bits of a
+    sum depend on the order of additions.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
@@ -82,11 +85,10 @@ class StepSums:
         self.settings = settings
         self.gradients = sum(p.numel() for p in self.parameters)
         self.terms = self.gradients + sum(2 * n.num_features for n in self.norms) + 2
-        exact = settings.sums is Sums.exact
-        first = self.parameters[0]
+        self.exact, first = settings.adds_exactly, self.parameters[0]
         self.flat = torch.zeros(
-            (2 if exact else 1, self.terms + settings.microbatches + WISHES),
-            dtype=torch.float64 if exact else torch.float32,
+            (2 if self.exact else 1, self.terms + settings.microbatches + WISHES),
+            dtype=torch.float64 if self.exact else first.dtype,
             device=first.device,
         )
         self.empty = True
@@ -94,7 +96,8 @@ class StepSums:
         self.single = torch.empty(self.terms, dtype=first.dtype, device=first.device)
         """One microbatch's numbers; in the end their means."""
         self.slots = self._slots()
-        self.piece = PIECE if first.device.type == "cpu" else self.terms
+        self.piece = PIECE if first.device.type == "cpu" else PIECE_ON_GPU
+        self.scratch = torch.empty_like(self.flat[:, : self.piece])
 
     def _slots(self) -> list[Tensor]:
         """Where in `single` each tensor's numbers have their place, in the same order.
@@ -174,17 +177,19 @@ class StepSums:
             slot.copy_(tensor)
         start = int(slots[0].storage_offset())
         stop = start + sum(map(Tensor.numel, slots))
-        add_ = Tensor.copy_ if self.empty else Tensor.add_
+        # Nothing waits for the device here. A NaN is neither above nor below.
+        low, high = self.single[start:stop].aminmax()
+        self.flat[0, self.terms + index] += ~((low > -LIMIT) & (high < LIMIT))
+        # Nothing is allocated either: new memory is in no cache.
         for terms, columns in self._pieces(start, stop):
-            # Nothing waits for the device here. A NaN is not below the limit either.
-            self.flat[0, self.terms + index] += ~(terms.abs().amax() < LIMIT)
-            if self.settings.sums is Sums.fast:
-                add_(columns, terms)
-                continue
-            fine = terms.to(columns.dtype, copy=True)
-            coarse = (fine + TO_COARSE).sub_(TO_COARSE)
-            add_(columns[0], coarse)
-            add_(columns[1], fine.sub_(coarse).add_(TO_FINE).sub_(TO_FINE))
+            rows = columns if self.empty else self.scratch[:, : len(terms)]
+            rows[-1].copy_(terms)
+            if self.exact:
+                coarse, fine = rows
+                torch.add(fine, TO_COARSE, out=coarse).sub_(TO_COARSE)
+                fine.sub_(coarse).add_(TO_FINE).sub_(TO_FINE)
+            if not self.empty:
+                columns.add_(rows)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """These columns of `single` and of the sums, as many at a time as are quick."""
@@ -218,8 +223,11 @@ class StepSums:
         """
         assert not self.empty
         for mean, columns in self._pieces(0, self.terms):
-            # Not sum(0), which is slow along so short an axis.
-            mean.copy_(reduce(torch.add, columns).div(self.settings.microbatches))
+            if self.exact:  # not sum(0), which is slow along so short an axis
+                total = torch.add(*columns, out=self.scratch[0, : len(mean)])
+                mean.copy_(total.div_(self.settings.microbatches))
+            else:
+                torch.div(columns[0], self.settings.microbatches, out=mean)
         slots = iter(self.slots)
         for p in self.parameters:
             p.grad = next(slots)

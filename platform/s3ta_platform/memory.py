@@ -7,7 +7,7 @@ quarter to a half more in all.
 """
 
 from s3ta.cost import held_numbers
-from s3ta.settings import Dtype, Gradient, Sums
+from s3ta.settings import Dtype, Gradient
 from s3ta.trajectory import trajectories
 from s3ta_platform.work import TrialWork
 
@@ -18,7 +18,7 @@ def training_bytes(work: TrialWork) -> int:
     """At the peak of a training step: in the update or in the attack before it."""
     train = work.experiment.train
     held = held_numbers(work.experiment.model, work.size, work.classes)
-    exact = 2 * FLOAT64 if train.sums is Sums.exact else FLOAT32
+    exact = 2 * FLOAT64 if train.adds_exactly else FLOAT32
     # Weights, their folded copy for the attack, gradients, momentum, and the sums.
     fixed = work.cost.parameters * (4 * FLOAT32 + exact)
     update = 2 * held.convolutions

@@ -255,6 +255,11 @@ class TrainSettings:
         """Microbatches per update."""
         return self.batch // self.microbatch
 
+    @property
+    def adds_exactly(self) -> bool:
+        """Whether sums are kept so that no order of additions shows. One term has no order."""
+        return self.sums is Sums.exact and self.microbatches > 1
+
     def steps_per_epoch(self, images: int) -> int:
         """Whole batches only: which images an epoch leaves out differs from epoch to epoch."""
         return images // self.batch
