@@ -11,7 +11,7 @@ cut in two at fixed places, which no order of additions can round:
             53 bits hold them exactly.
 
 What is lost is below 2^-59 (2e-18) a term. A larger term than 2^25 (3e7) counts as not finite. A
-step of one microbatch adds nothing up, so its terms are left as they are.
+step of one microbatch adds nothing up: its terms lose as much, but are not kept in two.
 
 Since no order shows, adding up can begin early: in the backward pass of a worker's last microbatch
 each part of its sums leaves as soon as the gradients of its layers are there, while those of the
@@ -26,7 +26,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from s3ta.settings import TrainSettings
+from s3ta.settings import Sums, TrainSettings
 from s3ta.vision import batchnorms
 
 LIMIT = 2.0**25
@@ -74,9 +74,9 @@ class StepSums:
 
     Order: gradients of all parameters, each as its parameter lies in memory; means and variances of
     all BatchNorms, loss, correct images; then for each microbatch whether it is not finite, and the
-    workers' wishes of two kinds. In the exact mode two rows of float64, coarse and fine; in the
-    fast mode, and for one microbatch, one row of the weights' dtype, in which the last bits of a
-    sum depend on the order of additions.
+    workers' wishes of two kinds. In the exact mode two rows of float64, coarse and fine; for one
+    microbatch, and in the fast mode, in which the last bits depend on the order of additions, one
+    row of the weights' dtype.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
@@ -85,10 +85,10 @@ class StepSums:
         self.settings = settings
         self.gradients = sum(p.numel() for p in self.parameters)
         self.terms = self.gradients + sum(2 * n.num_features for n in self.norms) + 2
-        self.exact, first = settings.adds_exactly, self.parameters[0]
+        first, exactly = self.parameters[0], settings.adds_exactly
         self.flat = torch.zeros(
-            (2 if self.exact else 1, self.terms + settings.microbatches + WISHES),
-            dtype=torch.float64 if self.exact else first.dtype,
+            (2 if exactly else 1, self.terms + settings.microbatches + WISHES),
+            dtype=torch.float64 if exactly else first.dtype,
             device=first.device,
         )
         self.empty = True
@@ -97,7 +97,9 @@ class StepSums:
         """One microbatch's numbers; in the end their means."""
         self.slots = self._slots()
         self.piece = PIECE if first.device.type == "cpu" else PIECE_ON_GPU
-        self.scratch = torch.empty_like(self.flat[:, : self.piece])
+        self.scratch = torch.empty(
+            (2, min(self.piece, self.terms)), dtype=torch.float64, device=first.device
+        )
 
     def _slots(self) -> list[Tensor]:
         """Where in `single` each tensor's numbers have their place, in the same order.
@@ -180,16 +182,20 @@ class StepSums:
         # Nothing waits for the device here. A NaN is neither above nor below.
         low, high = self.single[start:stop].aminmax()
         self.flat[0, self.terms + index] += ~((low > -LIMIT) & (high < LIMIT))
+        add_ = Tensor.copy_ if self.empty else Tensor.add_
         # Nothing is allocated either: new memory is in no cache.
         for terms, columns in self._pieces(start, stop):
-            rows = columns if self.empty else self.scratch[:, : len(terms)]
-            rows[-1].copy_(terms)
-            if self.exact:
-                coarse, fine = rows
-                torch.add(fine, TO_COARSE, out=coarse).sub_(TO_COARSE)
-                fine.sub_(coarse).add_(TO_FINE).sub_(TO_FINE)
-            if not self.empty:
-                columns.add_(rows)
+            if self.settings.sums is Sums.fast:
+                add_(columns, terms)
+                continue
+            coarse, fine = rows = self.scratch[:, : len(terms)]
+            fine.copy_(terms)
+            torch.add(fine, TO_COARSE, out=coarse).sub_(TO_COARSE)
+            fine.sub_(coarse).add_(TO_FINE).sub_(TO_FINE)
+            if len(columns) == 1:
+                columns[0].copy_(coarse.add_(fine))
+            else:
+                add_(columns, rows)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         """These columns of `single` and of the sums, as many at a time as are quick."""
@@ -223,11 +229,11 @@ class StepSums:
         """
         assert not self.empty
         for mean, columns in self._pieces(0, self.terms):
-            if self.exact:  # not sum(0), which is slow along so short an axis
+            if len(columns) == 1:
+                torch.div(columns[0], self.settings.microbatches, out=mean)
+            else:  # not sum(0), which is slow along so short an axis
                 total = torch.add(*columns, out=self.scratch[0, : len(mean)])
                 mean.copy_(total.div_(self.settings.microbatches))
-            else:
-                torch.div(columns[0], self.settings.microbatches, out=mean)
         slots = iter(self.slots)
         for p in self.parameters:
             p.grad = next(slots)

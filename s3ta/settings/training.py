@@ -257,7 +257,7 @@ class TrainSettings:
 
     @property
     def adds_exactly(self) -> bool:
-        """Whether sums are kept so that no order of additions shows. One term has no order."""
+        """Whether microbatches are added up in two rows of float64: a single one is not."""
         return self.sums is Sums.exact and self.microbatches > 1
 
     def steps_per_epoch(self, images: int) -> int:

@@ -132,6 +132,26 @@ def test_a_microbatch_that_is_not_finite_is_named_by_its_place(bad: float, mode:
         assert summed(terms, dealing, mode)[1].not_finite == (2, 5)
 
 
+def test_a_single_microbatch_is_cut_off_where_those_that_are_added_up_are() -> None:
+    """At 2^-58, so its bits are those of a sum with nothing else in it."""
+    term = terms_of_all_magnitudes(2)[0]
+    gradient, report = summed([term], [[0]])
+    for found, given in zip(gradient.tolist(), term.tolist(), strict=True):
+        assert found == float(np.float32(Fraction(round(Fraction(given) * 2**58), 2**58)))
+    assert not torch.equal(gradient, term)
+    assert torch.equal(summed([term], [[0]], Sums.fast)[0], term)
+    assert report == StepReport(0.5, 1.0)
+    nothing = torch.zeros(NUMBERS)
+    assert torch.equal(summed([term, nothing], [[0, 1]])[0] * 2, gradient)
+
+
+@pytest.mark.parametrize("mode", list(Sums))
+def test_a_single_microbatch_can_be_not_finite(mode: Sums) -> None:
+    term = torch.ones(NUMBERS)
+    term[7] = LIMIT
+    assert summed([term], [[0]], mode)[1].not_finite == (0,)
+
+
 def test_a_loss_that_is_not_finite_counts_too() -> None:
     sums = StepSums(model(), settings(3))
     for index, loss in enumerate([0.5, math.nan, 0.5]):
@@ -163,7 +183,8 @@ def test_a_step_holds_nothing_of_the_step_before(mode: Sums) -> None:
         add(sums, 1, torch.full((NUMBERS,), 5.0))
         add(sums, 0, torch.full((NUMBERS,), 0.1))
     assert torch.equal(one.flat, other.flat)
-    assert one.apply() == other.apply()
+    for sums in (one, other):
+        assert sums.report() == sums.apply() == StepReport(0.5, 1.0)
     assert torch.equal(one.parameters[0].grad, other.parameters[0].grad)  # type: ignore[arg-type]
 
 
