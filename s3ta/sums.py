@@ -95,6 +95,8 @@ class StepSums:
         """Whether no microbatch has been added in this step."""
         self.single = torch.empty(self.terms, dtype=first.dtype, device=first.device)
         """One microbatch's numbers; in the end their means."""
+        if settings.microbatches == 1:  # they are the sums, too
+            self.single = self.flat[0, : self.terms]
         self.slots = self._slots()
         self.piece = PIECE if first.device.type == "cpu" else PIECE_ON_GPU
         self.scratch = torch.empty(
