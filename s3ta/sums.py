@@ -188,7 +188,7 @@ class StepSums:
         # Nothing is allocated either: new memory is in no cache.
         for terms, columns in self._pieces(start, stop):
             if self.settings.sums is Sums.fast:
-                add_(columns, terms)
+                add_(columns[0], terms)
                 continue
             coarse, fine = rows = self.scratch[:, : len(terms)]
             fine.copy_(terms)
