@@ -60,26 +60,17 @@ class Key:
 
     def bits(self, image_id: int, count: int, skip: int = 0) -> npt.NDArray[np.uint64]:
         """`count` independent 64-bit words for one image, after the first 4 `skip` ones."""
-        return self._streams([image_id], count, skip)[0]
-
-    def _streams(
-        self, image_ids: Iterable[int], count: int, skip: int = 0
-    ) -> list[npt.NDArray[np.uint64]]:
         # The counter's lowest word numbers the blocks of one stream; the other three name it.
-        counter = np.array([skip, self.step, self.epoch, 0], dtype=np.uint64)
+        counter = np.array([skip, self.step, self.epoch, image_id], dtype=np.uint64)
         key = np.array([self.seed, int(self.purpose)], dtype=np.uint64)
-        begin = _HERE.begin | {"state": {"counter": counter, "key": key}}
-        streams = []
-        for image_id in image_ids:
-            counter[3] = int(image_id)
-            _HERE.philox.state = begin
-            streams.append(_HERE.philox.random_raw(count))
-        return streams
+        _HERE.begin["state"] = {"counter": counter, "key": key}
+        _HERE.philox.state = _HERE.begin
+        return _HERE.philox.random_raw(count)
 
     def uniform(self, image_ids: Iterable[int], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Uniform on [0, 1) with 24 random bits, one `shape` per image: float32 (B, *shape)."""
         count = int(np.prod(shape))
-        rows = self._streams(image_ids, (count + 1) // 2)
+        rows = [self.bits(int(i), (count + 1) // 2) for i in image_ids]
         words = np.array(rows, dtype="<u8").reshape(len(rows), (count + 1) // 2)
         halves = words.view("<u4")[:, :count]
         floats = (halves >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
@@ -91,7 +82,7 @@ class Key:
         """A class per image, uniform over the `classes - 1` that are not its label: int64 (B,)."""
         if classes < 2:
             raise ValueError(f"{classes} classes: a wrong class needs at least 2")
-        words = [int(words[0]) for words in self._streams(image_ids, 1)]
+        words = [int(self.bits(int(i), 1)[0]) for i in image_ids]
         # Multiply-shift maps a 64-bit word to 0 .. classes - 2 with a bias below 2^-50.
         drawn = np.array([(w * (classes - 1)) >> 64 for w in words], dtype=np.int64)
         return drawn + (drawn >= np.asarray(labels, dtype=np.int64))

@@ -93,10 +93,12 @@ class StepSums:
         )
         self.empty = True
         """Whether no microbatch has been added in this step."""
-        self.single = torch.empty(self.terms, dtype=first.dtype, device=first.device)
-        """One microbatch's numbers; in the end their means."""
-        if settings.microbatches == 1:  # they are the sums, too
-            self.single = self.flat[0, : self.terms]
+        self.single = (
+            self.flat[0, : self.terms]
+            if settings.microbatches == 1
+            else torch.empty(self.terms, dtype=first.dtype, device=first.device)
+        )
+        """One microbatch's numbers; in the end their means. They are the sums, too, of only one."""
         self.slots = self._slots()
         self.piece = PIECE if first.device.type == "cpu" else PIECE_ON_GPU
         self.scratch = torch.empty(
@@ -230,7 +232,8 @@ class StepSums:
         `.grad` is memory of these sums: it holds until the next microbatch is added.
         """
         assert not self.empty
-        for mean, columns in self._pieces(0, self.terms):
+        several = self.settings.microbatches > 1
+        for mean, columns in self._pieces(0, self.terms) if several else ():
             if len(columns) == 1:
                 torch.div(columns[0], self.settings.microbatches, out=mean)
             else:  # not sum(0), which is slow along so short an axis

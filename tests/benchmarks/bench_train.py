@@ -347,7 +347,7 @@ def main() -> int:
         _one_worker(name, e.model, e.train, rounds, bounds)
     s = dataclasses.replace(e.train, batch=4 * e.train.microbatch)
     _one_worker(f"{name}, {s.microbatches} microbatches", e.model, s, rounds, bounds)
-    _drift(compose(FILE, []).trials[-1].experiment.model, e.train, 2 if options.quick else 25)
+    _drift(e.model, e.train, 2 if options.quick else 25)
     for workers in (_workers, _overlap):
         workers(2 if options.quick else 7, 4 if options.quick else 12, bounds)
     print(f"{bounds.missed} bounds missed" if bounds.missed else "all bounds are kept")

@@ -90,6 +90,21 @@ def test_terms_of_all_magnitudes_give_the_same_bits_in_every_order() -> None:
         assert torch.equal(summed(terms, dealing)[0], first)
 
 
+@pytest.mark.parametrize("mode", list(Sums))
+@pytest.mark.parametrize("microbatches", [1, 8])
+def test_the_pieces_in_which_sums_are_made_do_not_show(
+    microbatches: int, mode: Sums, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms, dealing = terms_of_all_magnitudes(8)[:microbatches], [[*range(microbatches)]]
+    whole = summed(terms, dealing, mode)
+    monkeypatch.setattr("s3ta.sums.PIECE", 7)
+    pieces = summed(terms, dealing, mode)
+    assert torch.equal(pieces[0], whole[0])
+    assert pieces[1] == whole[1]
+    terms[-1][NUMBERS - 1] = -LIMIT
+    assert summed(terms, dealing, mode)[1].not_finite == (microbatches - 1,)
+
+
 def test_float64_alone_would_not_be_exact_for_these_terms() -> None:
     doubles = [t.double() for t in terms_of_all_magnitudes(8)]
     ends = {
